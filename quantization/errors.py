@@ -1,0 +1,38 @@
+"""Errors with the module's path, and warnings that `strict` turns into errors."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+from observers.errors import InvalidRequest as InvalidRequest
+from observers.errors import QuantizationError as QuantizationError
+from observers.errors import QuantizationWarning as QuantizationWarning
+from observers.errors import Unsupported as Unsupported
+
+
+@contextlib.contextmanager
+def at(path: str, doing: str) -> Iterator[None]:
+    """Name the module in any error raised inside: "while converting 'layer1.0.conv1': ...".
+
+    The type of a foreign error is kept, because callers may catch it; it carries the place as a note.
+    """
+    try:
+        yield
+    except QuantizationError as error:
+        if not error.path:
+            error.path, error.doing = path or "<root>", doing
+        raise
+    except Exception as error:
+        if not getattr(error, "_eagerquant_path", None) and hasattr(error, "add_note"):
+            error.add_note(f"while {doing} '{path or '<root>'}'")  # pyright: ignore[reportAttributeAccessIssue]
+            error._eagerquant_path = path or "<root>"  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+
+
+def notify(message: str, strict: bool, stacklevel: int = 3) -> None:
+    """Warn with our own category, or raise a `QuantizationError` with the same text when `strict`."""
+    if strict:
+        raise QuantizationError(message)
+    warnings.warn(message, QuantizationWarning, stacklevel=stacklevel)
