@@ -1,0 +1,134 @@
+"""torch's own quantized kernels, `torch.ops.quantized`, under the names the layers use.
+
+The only file that names that namespace. Upper case: a `PackedOps` record of a weighted layer. Lower case: a
+plain operator; layers may capture either in closures that TorchScript compiles.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+
+from quantization.backends.ops import PackedOps
+from quantization.errors import QuantizationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_q = torch.ops.quantized
+
+
+def _meet_the_dtype_warning() -> None:
+    """Make torch's note on quantized dtypes, which it gives once per process, fall due here and unheard."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+
+
+_meet_the_dtype_warning()
+
+
+def require_engine() -> None:
+    """Raise a `QuantizationError` when no quantized engine is selected, naming those this machine has."""
+    if torch.backends.quantized.engine == "none":
+        names = [name for name in torch.backends.quantized.supported_engines if name != "none"]
+        cure = f"choose one of {names}" if names else "this build of torch has none"
+        raise QuantizationError(f"torch.backends.quantized.engine is 'none', expected a real engine: {cure}")
+
+
+def _packed(prepack: Callable[..., Any], unpack: Callable[..., Any], run: Callable[..., Any]) -> PackedOps:
+    return PackedOps(prepack, unpack, run, require_engine)
+
+
+# Static: run(x, packed, scale, zero_point); linear_leaky_relu takes the slope last, conv_add the second summand
+# after x.
+LINEAR = _packed(_q.linear_prepack, _q.linear_unpack, _q.linear)
+LINEAR_RELU = _packed(_q.linear_prepack, _q.linear_unpack, _q.linear_relu)
+LINEAR_LEAKY_RELU = _packed(_q.linear_prepack, _q.linear_unpack, _q.linear_leaky_relu)
+LINEAR_TANH = _packed(_q.linear_prepack, _q.linear_unpack, _q.linear_tanh)
+CONV1D = _packed(_q.conv1d_prepack, _q.conv1d_unpack, _q.conv1d)
+CONV2D = _packed(_q.conv2d_prepack, _q.conv2d_unpack, _q.conv2d)
+CONV3D = _packed(_q.conv3d_prepack, _q.conv3d_unpack, _q.conv3d)
+CONV1D_RELU = _packed(_q.conv1d_prepack, _q.conv1d_unpack, _q.conv1d_relu)
+CONV2D_RELU = _packed(_q.conv2d_prepack, _q.conv2d_unpack, _q.conv2d_relu)
+CONV3D_RELU = _packed(_q.conv3d_prepack, _q.conv3d_unpack, _q.conv3d_relu)
+CONV2D_ADD = _packed(_q.conv2d_prepack, _q.conv2d_unpack, _q.conv2d_add)
+CONV2D_ADD_RELU = _packed(_q.conv2d_prepack, _q.conv2d_unpack, _q.conv2d_add_relu)
+CONV_TRANSPOSE1D = _packed(_q.conv_transpose1d_prepack, _q.conv_transpose1d_unpack, _q.conv_transpose1d)
+CONV_TRANSPOSE2D = _packed(_q.conv_transpose2d_prepack, _q.conv_transpose2d_unpack, _q.conv_transpose2d)
+CONV_TRANSPOSE3D = _packed(_q.conv_transpose3d_prepack, _q.conv_transpose3d_unpack, _q.conv_transpose3d)
+
+# Dynamic: float in, float out; run(x, packed, reduce_range), and run(x, packed) in float16.
+LINEAR_DYNAMIC = _packed(_q.linear_prepack, _q.linear_unpack, _q.linear_dynamic)
+LINEAR_RELU_DYNAMIC = _packed(_q.linear_prepack, _q.linear_unpack, _q.linear_relu_dynamic)
+LINEAR_DYNAMIC_FP16 = _packed(_q.linear_prepack_fp16, _q.linear_unpack_fp16, _q.linear_dynamic_fp16)
+LINEAR_RELU_DYNAMIC_FP16 = _packed(_q.linear_prepack_fp16, _q.linear_unpack_fp16, _q.linear_relu_dynamic_fp16)
+CONV1D_DYNAMIC = _packed(_q.conv1d_prepack, _q.conv1d_unpack, _q.conv1d_dynamic)
+CONV2D_DYNAMIC = _packed(_q.conv2d_prepack, _q.conv2d_unpack, _q.conv2d_dynamic)
+CONV3D_DYNAMIC = _packed(_q.conv3d_prepack, _q.conv3d_unpack, _q.conv3d_dynamic)
+CONV_TRANSPOSE1D_DYNAMIC = _packed(
+    _q.conv_transpose1d_prepack, _q.conv_transpose1d_unpack, _q.conv_transpose1d_dynamic
+)
+CONV_TRANSPOSE2D_DYNAMIC = _packed(
+    _q.conv_transpose2d_prepack, _q.conv_transpose2d_unpack, _q.conv_transpose2d_dynamic
+)
+CONV_TRANSPOSE3D_DYNAMIC = _packed(
+    _q.conv_transpose3d_prepack, _q.conv_transpose3d_unpack, _q.conv_transpose3d_dynamic
+)
+
+# Normalisation: (x, weight, bias, ..., eps, scale, zero_point)
+batch_norm = _q.batch_norm
+batch_norm1d = _q.batch_norm1d
+batch_norm2d = _q.batch_norm2d
+batch_norm3d = _q.batch_norm3d
+batch_norm1d_relu = _q.batch_norm1d_relu
+batch_norm2d_relu = _q.batch_norm2d_relu
+batch_norm3d_relu = _q.batch_norm3d_relu
+group_norm = _q.group_norm
+instance_norm = _q.instance_norm
+layer_norm = _q.layer_norm
+
+# Activations
+celu = _q.celu
+clamp = _q.clamp
+dropout = _q.dropout
+elu = _q.elu
+hardswish = _q.hardswish
+leaky_relu = _q.leaky_relu
+prelu = _q.prelu
+relu6 = _q.relu6
+sigmoid = _q.sigmoid
+softmax = _q.softmax
+threshold = _q.threshold
+
+# Arithmetic
+add = _q.add
+add_relu = _q.add_relu
+add_scalar = _q.add_scalar
+add_scalar_relu = _q.add_scalar_relu
+cat = _q.cat
+cat_relu = _q.cat_relu
+matmul = _q.matmul
+mul = _q.mul
+mul_relu = _q.mul_relu
+mul_scalar = _q.mul_scalar
+mul_scalar_relu = _q.mul_scalar_relu
+
+# Functional convolution: the same operators as in the records, by name
+conv1d_prepack = _q.conv1d_prepack
+conv2d_prepack = _q.conv2d_prepack
+conv3d_prepack = _q.conv3d_prepack
+conv1d = _q.conv1d
+conv2d = _q.conv2d
+conv3d = _q.conv3d
+
+# Embeddings
+embedding_4bit = _q.embedding_4bit
+embedding_bag_4bit = _q.embedding_bag_4bit
+embedding_bag_byte = _q.embedding_bag_byte
+embedding_bag_prepack = _q.embedding_bag_prepack
+embedding_bag_unpack = _q.embedding_bag_unpack
+embedding_byte = _q.embedding_byte
