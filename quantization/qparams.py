@@ -1,0 +1,174 @@
+"""The quantization parameters of a calibrated observer, and weights quantized with them.
+
+Real values and codes are related by ``real = (code - zero_point) * scale``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quantization.errors import InvalidRequest
+
+# The codes each quantized storage type can hold; an observer may ask for a narrower range.
+_CODES: dict[torch.dtype, tuple[int, int]] = {
+    torch.qint8: (-128, 127),
+    torch.quint8: (0, 255),
+    torch.qint32: (-(2**31), 2**31 - 1),
+    torch.quint4x2: (0, 15),
+    torch.quint2x4: (0, 3),
+}
+_AFFINE_FORM: dict[torch.qscheme, torch.qscheme] = {
+    torch.per_tensor_symmetric: torch.per_tensor_affine,
+    torch.per_channel_symmetric: torch.per_channel_affine,
+}
+_PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
+_PER_CHANNEL_FLOAT = torch.per_channel_affine_float_qparams
+
+
+@dataclass(frozen=True)
+class QParams:
+    """Scale and zero point as an observer computed them, one value per tensor or per channel.
+
+    `ch_axis` is -1 unless `qscheme` is per-channel.
+
+    >>> from observers import MinMaxObserver
+    >>> observer = MinMaxObserver(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
+    >>> _ = observer(torch.tensor([-1.0, 0.5]))
+    >>> QParams.of(observer).zero_point.tolist()
+    [0]
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    dtype: torch.dtype
+    qscheme: torch.qscheme
+    ch_axis: int
+
+    @classmethod
+    def of(cls, observer: nn.Module) -> QParams:
+        """Ask the observer (or fake quantizer) once; it must be of a kind that computes parameters."""
+        dtype = getattr(observer, "dtype", None)
+        qscheme = getattr(observer, "qscheme", None)
+        if not hasattr(observer, "calculate_qparams") or dtype is None or qscheme is None:
+            raise InvalidRequest(
+                f"{type(observer).__name__} (dtype {dtype}, qscheme {qscheme}) computes no scale and zero point; "
+                "this needs an observer that does, such as default_observer for activations or "
+                "default_weight_observer for weights: put one into the module's qconfig"
+            )
+        scale, zero_point = observer.calculate_qparams()  # pyright: ignore[reportCallIssue]
+        ch_axis = -1 if qscheme in _PER_TENSOR else int(getattr(observer, "ch_axis", 0))
+        return cls(scale, zero_point, dtype, qscheme, ch_axis)
+
+
+def output_qparams(module: nn.Module) -> tuple[float, int]:
+    """Scale and zero point of the module's output, from its calibrated `activation_post_process`.
+
+    A module without one, or with one of dtype float32, keeps a float output: (1.0, 0).
+
+    >>> output_qparams(nn.Linear(2, 2))
+    (1.0, 0)
+    """
+    observer = getattr(module, "activation_post_process", None)
+    if observer is None or getattr(observer, "dtype", None) is torch.float32:
+        return 1.0, 0
+    qparams = QParams.of(observer)
+    if qparams.scale.numel() != 1:
+        raise InvalidRequest(
+            f"the activation observer {type(observer).__name__} of {type(module).__name__} gives "
+            f"{qparams.scale.numel()} scales; an output has one scale, so use a per-tensor observer for activations"
+        )
+    return float(qparams.scale), int(qparams.zero_point)
+
+
+def quantize_weight(weight: Tensor, observer: nn.Module) -> Tensor:
+    """Quantize `weight` with the parameters of an observer that has seen it.
+
+    Returns a tensor of the observer's quantized dtype: per-tensor, per-channel, or per-channel with float zero
+    points. Codes stay within the observer's own range where that is narrower than the dtype's.
+
+    >>> from observers import MinMaxObserver
+    >>> observer = MinMaxObserver(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
+    >>> weight = observer(torch.tensor([[-1.0, 1.0]]))
+    >>> quantize_weight(weight, observer).int_repr().tolist()
+    [[-127, 127]]
+    """
+    _check_ready(weight, observer)
+    qparams = QParams.of(observer)
+    if qparams.dtype not in _CODES:
+        raise InvalidRequest(
+            f"the weight observer {type(observer).__name__} has dtype {qparams.dtype}; weights are stored as "
+            f"{', '.join(str(d) for d in _CODES)}: give the observer one of these"
+        )
+    values = _clamp(weight.detach().float(), qparams, observer)
+    if qparams.qscheme in _PER_TENSOR:
+        return torch.quantize_per_tensor(values, float(qparams.scale), int(qparams.zero_point), qparams.dtype)
+    scale, zero_point = _per_channel_qparams(values, qparams)
+    return torch.quantize_per_channel(values, scale, zero_point, qparams.ch_axis, qparams.dtype)
+
+
+def get_qparam_dict(observer_or_fake_quant: nn.Module) -> dict[str, object]:
+    """The parameters as the dictionary that reference modules take; symmetric schemes are named by their affine form.
+
+    >>> from observers import PlaceholderObserver
+    >>> get_qparam_dict(PlaceholderObserver())["dtype"]
+    torch.float32
+    """
+    observer = observer_or_fake_quant
+    qscheme = getattr(observer, "qscheme", None)
+    result: dict[str, object] = {
+        "qscheme": None if qscheme is None else _AFFINE_FORM.get(qscheme, qscheme),
+        "dtype": observer.dtype,
+    }
+    if qscheme is None:
+        return result
+    qparams = QParams.of(observer)
+    if qscheme not in _PER_TENSOR:
+        result["axis"] = qparams.ch_axis
+    result["scale"], result["zero_point"] = qparams.scale, qparams.zero_point
+    for bound in ("quant_min", "quant_max"):
+        if hasattr(observer, bound):
+            result[bound] = getattr(observer, bound)
+    return result
+
+
+def _check_ready(weight: Tensor, observer: nn.Module) -> None:
+    if getattr(observer, "min_val", None) is None and not hasattr(observer, "activation_post_process"):
+        return  # a kind that needs no data
+    minimum = getattr(getattr(observer, "activation_post_process", observer), "min_val", None)
+    if weight.numel() == 0 or not isinstance(minimum, Tensor):
+        return
+    if minimum.numel() == 0 or bool(torch.isposinf(minimum).all()):
+        raise InvalidRequest(
+            f"the weight observer {type(observer).__name__} has seen no data; run it on the weight first"
+        )
+
+
+def _clamp(values: Tensor, qparams: QParams, observer: nn.Module) -> Tensor:
+    """Cut the real values to what the observer's own codes can express."""
+    low, high = _CODES[qparams.dtype]
+    quant_min, quant_max = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
+    if quant_min is None or quant_max is None or (quant_min <= low and quant_max >= high):
+        return values
+    scale, zero_point = qparams.scale, qparams.zero_point
+    if qparams.qscheme not in _PER_TENSOR:
+        shape = [1] * values.dim()
+        shape[qparams.ch_axis] = -1
+        scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+    # The bounds lie on whole codes, so rounding after the cut gives the code of the bound itself.
+    return values.clamp((quant_min - zero_point) * scale, (quant_max - zero_point) * scale)
+
+
+def _per_channel_qparams(values: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:
+    """Scales and zero points in the types torch stores: float32 for float zero points, else float64/int64."""
+    channels = values.shape[qparams.ch_axis]
+    if qparams.scale.numel() != channels:
+        raise InvalidRequest(
+            f"the weight observer has {qparams.scale.numel()} scales, but the weight of shape {tuple(values.shape)} "
+            f"has {channels} channels along axis {qparams.ch_axis}; run the observer on this very weight"
+        )
+    if qparams.qscheme == _PER_CHANNEL_FLOAT:
+        return qparams.scale.float(), qparams.zero_point.float()
+    return qparams.scale.double(), qparams.zero_point.long()
