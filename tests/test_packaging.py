@@ -1,0 +1,67 @@
+"""What is installed, what is pinned, and which commands the papers around the code promise."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("observers", "mappings", "quantization")
+
+if sys.version_info >= (3, 11):
+    import tomllib
+
+    PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+else:
+    pytest.skip("tomllib came with Python 3.11", allow_module_level=True)
+
+
+def _distribution(requirement: str) -> str:
+    return re.split(r"[\[<>=! ]", requirement)[0].lower()
+
+
+def _pins() -> set[str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {line.partition("==")[0].lower() for line in lines if "==" in line}
+
+
+def test_pyproject_lists_every_package_on_disk() -> None:
+    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    on_disk = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == on_disk
+    assert sorted(f for f in folders if not (f / "__init__.py").exists()) == []
+
+
+def test_every_root_package_is_typed() -> None:
+    assert [p for p in PACKAGES if not (ROOT / p / "py.typed").exists()] == []
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    wanted = {_distribution(r) for group in (PROJECT["project"]["dependencies"], *extras) for r in group}
+    assert wanted <= _pins()
+
+
+def test_pins_are_exact() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#") and "==" not in line] == []
+
+
+@pytest.mark.parametrize(
+    "extra, program", [("examples", "python examples/digits.py"), ("test", "python -m pytest")]
+)
+def test_ci_runs_the_commands_of_the_readme(extra: str, program: str) -> None:
+    command = f'pip install -c constraints.txt -e ".[{extra}]" && {program}'
+    assert f"\n{command}\n" in (ROOT / "README.md").read_text()
+    assert command in (ROOT / ".ci" / "run").read_text()
+
+
+def test_pre_commit_and_ci_run_the_same_checks() -> None:
+    ci = (ROOT / ".ci" / "run").read_text()
+    hooks = re.findall(r"entry: (.+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    commands = [hook.replace(" --force-exclude", "") for hook in hooks]
+    assert commands
+    assert [c for c in commands if not re.search(rf"^run '{re.escape(c)}( \.)?'$", ci, re.MULTILINE)] == []
