@@ -1,0 +1,82 @@
+"""Swap one module for its counterpart: pick how, then carry over hooks, device and origin."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from quantization.engine.observe import OBSERVER_HOOKS, has_qconfig
+from quantization.engine.tree import Site, single_device
+from quantization.qparams import get_qparam_dict
+
+# Where the report keeps what a module was, and why it was not swapped: plain strings on the module itself,
+# so that they survive copies and travel with a submodule.
+FLOAT_TYPE = "_float_type"
+STAYED_FLOAT = "_stayed_float"
+
+
+def swap_module(
+    mod: nn.Module,
+    mapping: Mapping[Any, Any],
+    custom_module_class_mapping: Mapping[Any, Any] | None = None,
+    use_precomputed_fake_quant: bool = False,
+) -> nn.Module:
+    """The counterpart of `mod`, or `mod` itself if it has no qconfig or the tables do not list its type.
+
+    Args:
+        mapping: from a module type to the class whose `from_float` makes the counterpart.
+        custom_module_class_mapping: from an observed custom type to the class whose `from_observed` does.
+        use_precomputed_fake_quant: let a QAT weight keep the ranges its fake quantizer already has.
+
+    Raises:
+        InvalidRequest: the module's tensors are on several devices.
+    """
+    if not has_qconfig(mod):
+        return mod
+    site = Site(mod, "")
+    custom = custom_module_class_mapping or {}
+    if site.type in custom:
+        swapped = custom[site.type].from_observed(mod)
+    elif site.type not in mapping:
+        return mod
+    elif getattr(mapping[site.type], "_IS_REFERENCE", False):
+        swapped = _from_float_reference(mod, mapping[site.type])
+    else:
+        swapped = _from_float(mod, mapping[site.type], use_precomputed_fake_quant)
+    _carry_over(mod, swapped)
+    return swapped
+
+
+def _from_float(mod: nn.Module, target: Any, use_precomputed_fake_quant: bool) -> nn.Module:
+    """Custom classes need not know the second argument."""
+    if "use_precomputed_fake_quant" in inspect.signature(target.from_float).parameters:
+        return target.from_float(mod, use_precomputed_fake_quant=use_precomputed_fake_quant)
+    return target.from_float(mod)
+
+
+def _from_float_reference(mod: nn.Module, target: Any) -> nn.Module:
+    """A reference module keeps its float weight; the qparams are measured here and handed over."""
+    observer = mod.qconfig.weight()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue, reportOptionalMemberAccess, reportUnknownVariableType]
+    observer(mod.weight)
+    return target.from_float(mod, get_qparam_dict(observer))
+
+
+def _carry_over(mod: nn.Module, swapped: nn.Module) -> None:
+    if swapped is mod:
+        return
+    for key, pre_hook in mod._forward_pre_hooks.items():
+        if pre_hook not in OBSERVER_HOOKS:
+            with_kwargs = key in mod._forward_pre_hooks_with_kwargs
+            swapped.register_forward_pre_hook(pre_hook, with_kwargs=with_kwargs)
+    for key, hook in mod._forward_hooks.items():
+        if hook not in OBSERVER_HOOKS:
+            with_kwargs = key in mod._forward_hooks_with_kwargs
+            always_call = key in mod._forward_hooks_always_called
+            swapped.register_forward_hook(hook, with_kwargs=with_kwargs, always_call=always_call)
+    device = single_device(mod)
+    if device is not None:
+        swapped.to(device)
+    setattr(swapped, FLOAT_TYPE, getattr(mod, FLOAT_TYPE, type(mod).__name__))

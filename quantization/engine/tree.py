@@ -1,0 +1,144 @@
+"""The module tree: the only recursion in the library, and the way back when something fails."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, MutableMapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from quantization.errors import InvalidRequest, QuantizationError
+
+
+@dataclass(frozen=True)
+class Site:
+    """A module and the dotted name it is reached by ('' for the root)."""
+
+    module: nn.Module
+    path: str
+
+    @property
+    def type(self) -> type[nn.Module]:
+        """The class that mapping tables are keyed by: the one before `torch.nn.utils.parametrize`."""
+        return cast("type[nn.Module]", type_before_parametrizations(self.module))
+
+    def children(self) -> Iterator[tuple[str, Site]]:
+        """Each registered child with its name; one registered under two names comes twice."""
+        for name, child in self.module._modules.items():
+            if child is not None:
+                yield name, Site(child, f"{self.path}.{name}" if self.path else name)
+
+
+def walk(model: nn.Module) -> Iterator[Site]:
+    """Every distinct module of `model`, parents first, under the first name it is found by."""
+    for path, module in model.named_modules():
+        yield Site(module, path)
+
+
+def rewrite(
+    model: nn.Module, swap: Callable[[Site], nn.Module], whole: Callable[[Site], bool]
+) -> nn.Module:
+    """Replace each module by `swap(site)`, children first; below a `whole` site nothing is visited.
+
+    A module registered under several names is swapped once and its replacement registered under all of
+    them, so ties stay ties. The root is a module like any other: use the return value.
+    """
+    done: dict[int, nn.Module] = {}
+
+    def visit(site: Site) -> nn.Module:
+        key = id(site.module)
+        if key not in done:
+            if not whole(site):
+                for name, child in list(site.children()):
+                    site.module._modules[name] = visit(child)
+            done[key] = swap(site)
+        return done[key]
+
+    return visit(Site(model, ""))
+
+
+@contextlib.contextmanager
+def restoring(model: nn.Module) -> Iterator[None]:
+    """Put the structure of `model` back if the block raises: children, hooks, attributes, modes.
+
+    Tensors are kept by reference, not copied: nothing here writes into a tensor of the model. Dictionaries
+    are restored in place because hook handles refer to them.
+    """
+    before = [(module, _shallow(module)) for module in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for module, attributes in before:
+            vars(module).clear()
+            for name, (value, content) in attributes.items():
+                if content is not None:
+                    value.clear()
+                    value.update(content)
+                vars(module)[name] = value
+        raise
+
+
+def _shallow(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    return {
+        name: (value, copy.copy(value) if isinstance(value, (MutableMapping, set)) else None)
+        for name, value in vars(module).items()
+    }
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A deep copy of the model, or an error that says what to do when it cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        message = f"the model cannot be deep-copied ({error}); pass inplace=True, or detach() what it holds"
+        raise _CannotCopy(message) from error
+
+
+class _CannotCopy(QuantizationError, RuntimeError):
+    """`copy.deepcopy` of the model failed, as it does for tensors with a gradient history."""
+
+
+def check_model(model: object) -> None:
+    """Raise a `TypeError` unless `model` is an `nn.Module` that can be rewritten."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise _NotEager("got a TorchScript module; quantize the eager model first, then script the result")
+    if not isinstance(model, nn.Module):
+        raise _NotEager(f"expected a torch.nn.Module, got {type(model).__name__}")
+
+
+class _NotEager(QuantizationError, TypeError):
+    """What was passed is not an eager module."""
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether the module has no children, not counting `torch.nn.utils.parametrize`'s."""
+    return not module._modules or set(module._modules) == {"parametrizations"}
+
+
+def devices_of(module: nn.Module) -> set[torch.device]:
+    """The devices of all parameters and buffers below `module`."""
+    return {t.device for t in module.parameters()} | {t.device for t in module.buffers()}
+
+
+def single_device(module: nn.Module) -> torch.device | None:
+    """The device the module is on (None without tensors), beside which only `meta` is allowed.
+
+    Raises:
+        InvalidRequest: tensors on several devices, with an example of each.
+    """
+    devices = devices_of(module)
+    real = devices - {torch.device("meta")} or devices
+    if len(real) > 1:
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        examples = {str(t.device): name for name, t in tensors.items()}
+        places = ", ".join(f"{name!r} on {device}" for device, name in sorted(examples.items()))
+        raise InvalidRequest(
+            "quantization needs a module that is on a single device (meta aside), but found "
+            f"{places}; move it with .to(device) first, or prepare the parts one by one"
+        )
+    return next(iter(real), None)

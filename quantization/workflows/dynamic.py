@@ -1,0 +1,86 @@
+"""Dynamic quantization: int8 or float16 weights, activations quantized as they come. One call."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantization.engine.propagate import propagate_qconfig_, unmatched
+from quantization.engine.tree import check_model, copied, restoring
+from quantization.errors import QuantizationError, notify
+from quantization.workflows import findings
+from quantization.workflows.ptq import convert_modules, remove_qconfig_
+from quantization.workflows.tables import default_dynamic_spec, get_default_dynamic_quant_module_mappings
+
+
+class _UnknownDtype(QuantizationError, RuntimeError):
+    """A dtype that has no default dynamic recipe."""
+
+
+def quantize_dynamic(
+    model: nn.Module,
+    qconfig_spec: Mapping[Any, Any] | Collection[Any] | None = None,
+    dtype: torch.dtype = torch.qint8,
+    mapping: Mapping[Any, Any] | None = None,
+    inplace: bool = False,
+    *,
+    strict: bool = False,
+) -> nn.Module:
+    """A copy of `model` whose weights are quantized and whose activations are quantized on the fly.
+
+    Args:
+        qconfig_spec: what to quantize: types and dotted names (a set uses the default qconfig of `dtype`,
+            a dict gives each its own), or None for every type that has a recipe for `dtype`.
+        dtype: `torch.qint8`, `torch.float16`, or for embeddings `torch.quint8` and `torch.quint4x2`.
+        mapping: from float types to dynamic types; default `get_default_dynamic_quant_module_mappings()`.
+        inplace: change `model` itself. Use the return value either way: a bare `nn.Linear` is replaced.
+        strict: raise if a key of `qconfig_spec` matches nothing or nothing is quantized, instead of warning.
+
+    Raises:
+        QuantizationError: an unknown `dtype`, or a module that cannot be quantized; `model` is as before.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> quantized = quantize_dynamic(model, {nn.Linear})
+    >>> quantized(torch.randn(3, 4)).shape
+    torch.Size([3, 2])
+    """
+    check_model(model)
+    spec = _spec(qconfig_spec, dtype)
+    if mapping is None:
+        mapping = get_default_dynamic_quant_module_mappings()
+    asked = set(qconfig_spec or ())
+    missing = unmatched(model, asked)
+    if not inplace:
+        model = copied(model)
+    with restoring(model):
+        model.eval()
+        propagate_qconfig_(model, spec)
+        model = convert_modules(model, mapping)
+        findings.record_left_float(model, mapping)
+        remove_qconfig_(model)
+        for message in (
+            findings.without_effect(model, asked, missing, mapping),
+            findings.nothing_swapped(model, "quantize_dynamic"),
+        ):
+            if message:
+                notify(message, strict)
+                break
+    return model
+
+
+def _spec(qconfig_spec: Mapping[Any, Any] | Collection[Any] | None, dtype: torch.dtype) -> dict[Any, Any]:
+    """Every key with its qconfig."""
+    if isinstance(qconfig_spec, Mapping):
+        return dict(qconfig_spec)
+    recipe = default_dynamic_spec(dtype)
+    if recipe is None:
+        raise _UnknownDtype(
+            f"Unknown dtype specified for quantize_dynamic: {dtype}. There are defaults for torch.qint8, "
+            "torch.float16, torch.quint8 and torch.quint4x2; for anything else pass qconfig_spec as a dict "
+            "from types or names to QConfigs"
+        )
+    types, qconfig = recipe
+    return dict.fromkeys(types if qconfig_spec is None else qconfig_spec, qconfig)

@@ -1,0 +1,249 @@
+"""Post-training static quantization: prepare, calibrate, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from quantization.engine.observe import Plan, attach, drop_observer, has_qconfig, is_observed
+from quantization.engine.propagate import propagate_qconfig_
+from quantization.engine.swap import swap_module
+from quantization.engine.tree import (
+    Site,
+    check_model,
+    copied,
+    is_leaf,
+    restoring,
+    rewrite,
+    walk,
+)
+from quantization.errors import at, notify
+from quantization.markers import Composite, FusedModule
+from quantization.stubs import QuantWrapper
+from quantization.workflows import findings
+from quantization.workflows.tables import (
+    DEFAULT_MODULE_TO_ACT_POST_PROCESS,
+    get_default_custom_config_dict,
+    get_default_qconfig_propagation_list,
+    get_default_static_quant_module_mappings,
+    get_default_static_quant_reference_module_mappings,
+    no_observer_set,
+)
+
+
+def prepare(
+    model: nn.Module,
+    inplace: bool = False,
+    allow_list: Collection[Any] | None = None,
+    observer_non_leaf_module_list: Collection[Any] | None = None,
+    prepare_custom_config_dict: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
+) -> nn.Module:
+    """Attach an observer to each module of `model` that quantizes; run data through the result to calibrate.
+
+    Qconfigs are taken from `.qconfig` attributes and inherited by children. Preparing twice is harmless.
+
+    Args:
+        inplace: change `model` itself instead of a copy. Use the return value either way: a root that is
+            itself a custom module is replaced.
+        allow_list: module types that get an observer; default `get_default_qconfig_propagation_list()`.
+        observer_non_leaf_module_list: further types observed as a whole, children and all.
+        prepare_custom_config_dict: `float_to_observed_custom_module_class` maps custom float types to their
+            observed classes; default `get_default_custom_config_dict()`.
+        strict: raise where a warning would say that nothing happened.
+
+    Raises:
+        QuantizationError: names the module and the cure; `model` is then as before.
+
+    >>> model = nn.Sequential(QuantStub(), nn.Linear(4, 2), DeQuantStub()).eval()
+    >>> model.qconfig = get_default_qconfig()
+    >>> prepared = prepare(model)
+    >>> _ = prepared(torch.randn(8, 4))
+    >>> type(convert(prepared)[1]).__name__
+    'Linear'
+    """
+    check_model(model)
+    if not inplace:
+        model = copied(model)
+    with restoring(model):
+        propagate_qconfig_(model, prepare_custom_config_dict=prepare_custom_config_dict)
+        return _observe(
+            model, allow_list, observer_non_leaf_module_list, prepare_custom_config_dict, strict=strict
+        )
+
+
+def add_observer_(
+    module: nn.Module,
+    qconfig_propagation_list: Collection[Any] | None = None,
+    non_leaf_module_list: Collection[Any] | None = None,
+    device: torch.device | None = None,
+    custom_module_class_mapping: Mapping[Any, Any] | None = None,
+) -> None:
+    """Attach observers in place to a module whose qconfigs are set already, without propagating any.
+
+    `device` is accepted for compatibility: observers go where the module is.
+    """
+    custom = {"float_to_observed_custom_module_class": custom_module_class_mapping or {}}
+    with restoring(module):
+        attach(module, _plan(qconfig_propagation_list, non_leaf_module_list, custom))
+
+
+def _observe(
+    model: nn.Module,
+    leaves: Collection[Any] | None,
+    units: Collection[Any] | None,
+    custom_config: Mapping[str, Any] | None,
+    strict: bool,
+) -> nn.Module:
+    before = findings.observed_count(model)
+    model = attach(model, _plan(leaves, units, custom_config))
+    message = findings.nothing_observed(model, before)
+    if message:
+        notify(message, strict, stacklevel=4)
+    return model
+
+
+def _plan(
+    leaves: Collection[Any] | None,
+    units: Collection[Any] | None,
+    custom_config: Mapping[str, Any] | None,
+) -> Plan:
+    custom = get_default_custom_config_dict() if custom_config is None else custom_config
+    return Plan(
+        leaves=get_default_qconfig_propagation_list() if leaves is None else leaves,
+        units=units or (),
+        skipped=(nn.Dropout,),
+        fixed_ranges=DEFAULT_MODULE_TO_ACT_POST_PROCESS,
+        observed_classes=custom.get("float_to_observed_custom_module_class", {}),
+        unobserved_classes=no_observer_set(),
+    )
+
+
+def convert(
+    module: nn.Module,
+    mapping: Mapping[Any, Any] | None = None,
+    inplace: bool = False,
+    remove_qconfig: bool = True,
+    is_reference: bool = False,
+    convert_custom_config_dict: Mapping[str, Any] | None = None,
+    use_precomputed_fake_quant: bool = False,
+    *,
+    strict: bool = False,
+) -> nn.Module:
+    """Swap each calibrated module of `module` for its quantized counterpart.
+
+    Args:
+        mapping: from module types to the classes that replace them; default: the static table, or the
+            reference table with `is_reference`.
+        inplace: change `module` itself instead of a copy. Use the return value either way: a root that has a
+            counterpart of its own is replaced.
+        remove_qconfig: also remove qconfigs, observers and their hooks, which leaves a model for inference.
+        is_reference: convert to modules that do float arithmetic between quantize and dequantize.
+        convert_custom_config_dict: `observed_to_quantized_custom_module_class` maps observed custom types to
+            their quantized classes; default `get_default_custom_config_dict()`.
+        use_precomputed_fake_quant: let QAT weights keep the ranges that training ended with.
+        strict: raise where a warning would name modules that were not prepared or saw no data.
+
+    Raises:
+        QuantizationError: names the module and the cure; `module` is then as before.
+    """
+    check_model(module)
+    for message in findings.before_convert(module, mapping is None):
+        notify(message, strict)
+    if not inplace:
+        module = copied(module)
+    if mapping is None:
+        mapping = _default_mapping(is_reference)
+    with restoring(module):
+        module = convert_modules(module, mapping, convert_custom_config_dict, use_precomputed_fake_quant)
+        findings.record_left_float(module, mapping)
+        if remove_qconfig:
+            remove_qconfig_(module)
+    return module
+
+
+def _default_mapping(is_reference: bool) -> Mapping[Any, Any]:
+    if is_reference:
+        return get_default_static_quant_reference_module_mappings()
+    return get_default_static_quant_module_mappings()
+
+
+def convert_modules(
+    model: nn.Module,
+    mapping: Mapping[Any, Any],
+    custom_config: Mapping[str, Any] | None = None,
+    use_precomputed_fake_quant: bool = False,
+) -> nn.Module:
+    """Swap modules in place and keep everything else; returns the root, perhaps replaced."""
+    config = get_default_custom_config_dict() if custom_config is None else custom_config
+    custom = config.get("observed_to_quantized_custom_module_class", {})
+
+    def swap(site: Site) -> nn.Module:
+        with at(site.path, "converting"):
+            return swap_module(site.module, mapping, custom, use_precomputed_fake_quant)
+
+    def whole(site: Site) -> bool:
+        return isinstance(site.module, FusedModule) or (
+            site.type in custom and not isinstance(site.module, Composite)
+        )
+
+    return rewrite(model, swap, whole)
+
+
+def remove_qconfig_(model: nn.Module) -> None:
+    """Remove qconfigs, observers and observer hooks from every module, in place."""
+    for site in list(walk(model)):
+        if "qconfig" in vars(site.module):
+            del site.module.qconfig
+        drop_observer(site.module)
+
+
+def quantize(
+    model: nn.Module,
+    run_fn: Callable[..., Any],
+    run_args: Iterable[Any],
+    mapping: Mapping[Any, Any] | None = None,
+    inplace: bool = False,
+    *,
+    strict: bool = False,
+) -> nn.Module:
+    """Prepare `model`, calibrate it with `run_fn(model, *run_args)` and convert it; inference mode is set.
+
+    >>> model = nn.Sequential(QuantStub(), nn.Linear(4, 2), DeQuantStub())
+    >>> model.qconfig = get_default_qconfig()
+    >>> quantized = quantize(model, lambda m, x: m(x), [torch.randn(8, 4)])
+    >>> quantized(torch.randn(3, 4)).shape
+    torch.Size([3, 2])
+    """
+    check_model(model)
+    if not inplace:
+        model = copied(model)
+    with restoring(model):
+        model.eval()
+        model = prepare(model, inplace=True, strict=strict)
+        run_fn(model, *run_args)
+        return convert(model, mapping, inplace=True, strict=strict)
+
+
+def default_eval_fn(model: nn.Module, calib_data: Iterable[tuple[Any, Any]]) -> None:
+    """Run `model` on the inputs of `(input, target)` pairs: the calibration loop most programs need."""
+    for data, _target in calib_data:
+        model(data)
+
+
+def add_quant_dequant(module: nn.Module) -> nn.Module:
+    """Wrap each childless module that has a qconfig into a `QuantWrapper`, in place.
+
+    Returns the root: a new one if the root itself is wrapped.
+    """
+
+    def wrap(site: Site) -> nn.Module:
+        if is_leaf(site.module) and has_qconfig(site.module):
+            return QuantWrapper(site.module)
+        return site.module
+
+    return rewrite(module, wrap, whole=lambda site: is_observed(site.module))
