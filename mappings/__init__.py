@@ -1,0 +1,1 @@
+"""Which module becomes which: pure data, in names instead of classes."""

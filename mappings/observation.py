@@ -1,0 +1,50 @@
+"""Which types are observed in a special way. Every other type with a cell in the grid is observed as a leaf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+# Dropout only scales at training time; its output has the range of its input.
+SKIPPED: Final = ("nn:Dropout",)
+
+# They run their own `activation_post_process`, so a hook would observe twice.
+SLOT_OBSERVED: Final = ("functional:FloatFunctional", "functional:QFunctional")
+
+# Leaves that have no cell in the grid: a Sequential carries the qconfig down to its children.
+EXTRA_LEAVES: Final = ("nn:Sequential",)
+
+
+@dataclass(frozen=True)
+class Custom:
+    """A composite: the float type, the type that is calibrated in its place, and the quantized type."""
+
+    source: str
+    observed: str
+    quantized: str
+
+
+CUSTOM: tuple[Custom, ...] = (
+    Custom("nn:LSTM", "quantizable:LSTM", "quantized:LSTM"),
+    Custom("nn:MultiheadAttention", "quantizable:MultiheadAttention", "quantized:MultiheadAttention"),
+)
+
+# Observed classes whose children are observed, never their own output.
+NO_OBSERVER: Final = tuple(custom.observed for custom in CUSTOM)
+
+# The output range is known beforehand and must not be learned. Names without a namespace are tensor methods.
+FIXED_RANGES: Final[dict[str, tuple[float, float]]] = {
+    "nn:Hardsigmoid": (0.0, 1.0),
+    "F:hardsigmoid": (0.0, 1.0),
+    "hardsigmoid": (0.0, 1.0),
+    "hardsigmoid_": (0.0, 1.0),
+    "nn:Sigmoid": (0.0, 1.0),
+    "torch:sigmoid": (0.0, 1.0),
+    "sigmoid": (0.0, 1.0),
+    "sigmoid_": (0.0, 1.0),
+    "nn:Softmax": (0.0, 1.0),
+    "nn:Tanh": (-1.0, 1.0),
+    "torch:tanh": (-1.0, 1.0),
+    "tanh": (-1.0, 1.0),
+    "tanh_": (-1.0, 1.0),
+}
