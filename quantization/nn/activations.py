@@ -1,0 +1,237 @@
+"""Quantized activation functions and dropout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from observers import MinMaxObserver
+from quantization.backends import torch_quantized as q
+from quantization.errors import InvalidRequest
+from quantization.nn.static_cell import (
+    BufferCell,
+    NumberCell,
+    StaticCell,
+    calibrated_output,
+    expect_quantized,
+)
+from quantization.qparams import quantize_weight
+
+torch.fx.wrap("expect_quantized")
+
+
+class ReLU6(StaticCell, nn.ReLU):
+    """Quantized `nn.ReLU6`; the output keeps the input's scale and zero point."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__(inplace)
+
+    @classmethod
+    def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> ReLU6:
+        """Make the quantized module; the float one needs no observer."""
+        return cls(getattr(mod, "inplace", False))
+
+    @classmethod
+    def _like(cls, mod: nn.Module, scale: float, zero_point: int) -> ReLU6:
+        return cls.from_float(mod)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Cut at 0 and 6."""
+        expect_quantized(input, "quantized.ReLU6")
+        return q.relu6(input, self.inplace)
+
+
+class Dropout(StaticCell, nn.Dropout):
+    """Stands where a float model had dropout: returns its input, in training mode too."""
+
+    @classmethod
+    def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Dropout:
+        """Make the quantized module; the float one needs no observer."""
+        return cls(getattr(mod, "p", 0.5), getattr(mod, "inplace", False))
+
+    @classmethod
+    def _like(cls, mod: nn.Module, scale: float, zero_point: int) -> Dropout:
+        return cls.from_float(mod)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` itself."""
+        return input
+
+
+class Hardswish(BufferCell, nn.Hardswish):
+    """Quantized `nn.Hardswish`."""
+
+    def __init__(self, scale: float, zero_point: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self._add_qparams(scale, zero_point, device, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`x * relu6(x + 3) / 6`."""
+        expect_quantized(input, "quantized.Hardswish")
+        return q.hardswish(input, self.scale, self.zero_point)
+
+
+class LeakyReLU(BufferCell, nn.LeakyReLU):
+    """Quantized `nn.LeakyReLU`; the output is a new tensor even if `inplace`, for its scale is another."""
+
+    _FIELDS = ("negative_slope", "inplace")
+
+    def __init__(
+        self, scale: float, zero_point: int, negative_slope: float = 0.01, inplace: bool = False,
+        device: Any = None, dtype: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__(negative_slope, inplace)
+        self._add_qparams(scale, zero_point, device, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`x` where positive, else `negative_slope * x`."""
+        expect_quantized(input, "quantized.LeakyReLU")
+        return q.leaky_relu(input, self.negative_slope, self.inplace, self.scale, self.zero_point)
+
+
+class ELU(NumberCell, nn.ELU):
+    """Quantized `nn.ELU`."""
+
+    _FIELDS = ("alpha",)
+
+    def __init__(self, scale: float, zero_point: int, alpha: float = 1.0) -> None:
+        super().__init__(alpha)
+        self.scale = scale
+        self.zero_point = zero_point
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`x` where positive, else `alpha * (exp(x) - 1)`."""
+        expect_quantized(input, "quantized.elu")
+        return q.elu(input, self.scale, self.zero_point, self.alpha)
+
+
+class Sigmoid(NumberCell, nn.Sigmoid):
+    """Quantized `nn.Sigmoid`."""
+
+    _QPARAMS = ("output_scale", "output_zero_point")
+
+    def __init__(self, output_scale: float, output_zero_point: int) -> None:
+        super().__init__()
+        self.output_scale = output_scale
+        self.output_zero_point = output_zero_point
+
+    def _get_name(self) -> str:
+        return "Sigmoid"
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`1 / (1 + exp(-x))`."""
+        expect_quantized(input, "quantized.Sigmoid")
+        return q.sigmoid(input, self.output_scale, self.output_zero_point)
+
+
+class Softmax(NumberCell, nn.Softmax):
+    """Quantized `nn.Softmax`; without `dim` it takes dimension 0 of 1-d and 3-d inputs, else 1, as torch."""
+
+    _FIELDS = ("dim",)
+
+    def __init__(self, dim: int | None = None, scale: float = 1.0, zero_point: int = 0) -> None:
+        super().__init__(dim)
+        self.scale = scale
+        self.zero_point = zero_point
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`exp(x)`, divided by its sum over one dimension."""
+        expect_quantized(input, "quantized.Softmax")
+        return q.softmax(input, _softmax_dim(input, self.dim), self.scale, self.zero_point)
+
+
+def _softmax_dim(input: Tensor, dim: int | None) -> int:
+    if dim is not None:
+        return dim
+    return 0 if input.dim() in (0, 1, 3) else 1
+
+
+torch.fx.wrap("_softmax_dim")
+
+
+class PReLU(NumberCell):
+    """Quantized `nn.PReLU`; `weight` is a quantized buffer with one slope, or one per channel of dimension 1.
+
+    The slopes are quantized with the observer of `qconfig.weight` where that is a per-tensor one of the dtype
+    the kernel wants, which is the activations'; otherwise with their own range in that dtype. (torch.ao takes
+    the parameters of any observer for quint8, after a warning; negative slopes then become 0.)
+    """
+
+    _QPARAMS = ("output_scale", "output_zero_point")
+
+    def __init__(self, output_scale: float, output_zero_point: int, num_parameters: int = 1) -> None:
+        super().__init__()
+        self.num_parameters = num_parameters
+        self.scale = output_scale
+        self.zero_point = output_zero_point
+        slopes = torch.full((num_parameters,), 0.25)
+        self.register_buffer("weight", torch.quantize_per_tensor(slopes, 0.25, 0, torch.quint8))
+
+    def _numbers(self) -> dict[str, torch.dtype]:
+        return {"scale": torch.float64, "zero_point": torch.int64}
+
+    # Version 1. Besides the numbers, torch.ao's checkpoints lack the slopes; they too keep their values then.
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        weight = state_dict.get(prefix + "weight")
+        if isinstance(weight, Tensor) and not weight.is_quantized:
+            error_msgs.append(f"'{prefix}weight' must be quantized; the checkpoint holds {weight.dtype}")
+            return
+        if weight is None:
+            state_dict[prefix + "weight"] = self.weight
+        elif weight.dtype != self.weight.dtype and weight.shape == self.weight.shape:
+            self.weight = weight.to(self.weight.device)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def set_weight(self, w: Tensor) -> None:
+        """Replace the slopes by another quantized tensor, of the input's dtype."""
+        if not isinstance(w, Tensor) or not w.is_quantized:
+            raise InvalidRequest(
+                "quantized PReLU takes a quantized weight: use torch.quantize_per_tensor on it first"
+            )
+        self.weight = w
+
+    @classmethod
+    def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> PReLU:
+        """Make the quantized module from a calibrated float one; the second argument changes nothing."""
+        qparams = calibrated_output(mod, cls.__name__)
+        new = cls._like(mod, float(qparams.scale), int(qparams.zero_point))
+        new.set_weight(_quantize_slopes(mod, qparams.dtype))
+        return new
+
+    @classmethod
+    def from_reference(cls, mod: nn.Module, scale: float | Tensor, zero_point: int | Tensor) -> PReLU:
+        """Make the quantized module, for quint8 inputs, from a float one and given output parameters."""
+        new = cls._like(mod, float(scale), int(zero_point))
+        new.set_weight(_quantize_slopes(mod, torch.quint8))
+        return new
+
+    @classmethod
+    def _like(cls, mod: nn.Module, scale: float, zero_point: int) -> PReLU:
+        if not isinstance(mod, nn.PReLU):
+            raise InvalidRequest(f"quantized PReLU is made from an nn.PReLU, not from {type(mod).__name__}")
+        return cls(scale, zero_point, mod.num_parameters)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`x` where positive, else `weight * x`."""
+        expect_quantized(input, "quantized.PReLU")
+        return q.prelu(input, self.weight, self.scale, self.zero_point)
+
+
+def _quantize_slopes(mod: nn.Module, dtype: torch.dtype) -> Tensor:
+    """The slopes of a float PReLU in `dtype`, per tensor."""
+    weight = mod.weight.detach().float()
+    qconfig = getattr(mod, "qconfig", None)
+    observer = qconfig.weight() if qconfig is not None and qconfig.weight is not None else None
+    per_tensor = (torch.per_tensor_affine, torch.per_tensor_symmetric)
+    if getattr(observer, "dtype", None) != dtype or getattr(observer, "qscheme", None) not in per_tensor:
+        observer = MinMaxObserver(dtype=dtype)
+    observer = observer.to(weight.device)
+    observer(weight)
+    return quantize_weight(weight, observer)
