@@ -1,7 +1,7 @@
 """README.md and the pages of docs/: the Python of each page runs, top to bottom, as one program.
 
-A page runs in a process of its own under `-W error`, as a reader's script would, so it may switch engines or put
-names into `sys.modules`. Blocks that are not marked `python` (shell, output, sketches) are left alone.
+A page runs in a process of its own under `-W error`, as a reader's script would, so it may switch engines or
+put names into `sys.modules`. Blocks that are not marked `python` (shell, output, sketches) are left alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 
 
 def program(page: str) -> str:
-    """The Python blocks of a page, each on the lines it has there, so that a traceback points into the page."""
+    """The Python blocks of a page, each on the lines it has there, so that tracebacks point into the page."""
     lines = [""] * (page.count("\n") + 1)
     for block in BLOCK.finditer(page):
         first = page.count("\n", 0, block.start(1))
@@ -65,7 +65,7 @@ def test_every_fence_is_closed_and_marked(page: Path) -> None:
 
 # --- the runner itself ---
 
-PAGE = "# A page\n\n```python\nimport sys\nx = 1\n```\n\nThen\n\n```text\nnot python\n```\n\n```python\n{}\n```\n"
+PAGE = "# A page\n\n```python\nimport sys\nx = 1\n```\n\nThen\n\n```text\nother\n```\n\n```python\n{}\n```\n"
 
 
 def test_program_joins_the_blocks_on_their_lines() -> None:
