@@ -237,6 +237,12 @@ def table(results: dict[str, dict[str, float]], sizes: dict[str, int]) -> str:
     return "\n".join(lines)
 
 
+def fallen(results: dict[str, dict[str, float]]) -> list[str]:
+    """The models more than one point of accuracy under float."""
+    floor = results["float"]["accuracy"] - WORST_LOSS
+    return [name for name, row in results.items() if row["accuracy"] < floor]
+
+
 def main(epochs: int) -> int:
     torch.manual_seed(0)
     images, labels, *_ = load()
@@ -262,8 +268,7 @@ def main(epochs: int) -> int:
         f"\nLoaded in a fresh process; engine {ENGINE}, {len(images)} training images, batches of {BATCH}:\n"
     )
     print(table(results, sizes))
-    floor = results["float"]["accuracy"] - WORST_LOSS
-    lost = [name for name, row in results.items() if row["accuracy"] < floor]
+    lost = fallen(results)
     if lost:
         print(f"\nMore than {WORST_LOSS:g} point under float: {', '.join(lost)}", file=sys.stderr)
     return 1 if lost else 0
