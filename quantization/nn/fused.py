@@ -185,7 +185,7 @@ class BNReLU3d(_BNReLU):
 
 
 class ConvAdd2d(FusedModule):
-    """Conv2d and the addition of a second input: `add(conv(x1), x2)`; `add` is any function of two tensors."""
+    """Conv2d and the addition of a second input: `add(conv(x1), x2)`; `add` takes and returns tensors."""
 
     def __init__(self, conv: nn.Module, add: Callable[[Any, Any], Any]) -> None:
         _require_conv2d(conv, "ConvAdd2d")

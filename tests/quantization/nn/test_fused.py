@@ -80,7 +80,9 @@ def test_three_wrong_types_are_listed() -> None:
         fused.ConvBnReLU2d(nn.Conv2d(1, 1, 1), nn.BatchNorm1d(1), nn.ReLU())
 
 
-@pytest.mark.parametrize(("make", "tail"), [(fused.LinearReLU, nn.ReLU()), (fused.LinearBn1d, nn.BatchNorm1d(2))])
+@pytest.mark.parametrize(
+    ("make", "tail"), [(fused.LinearReLU, nn.ReLU()), (fused.LinearBn1d, nn.BatchNorm1d(2))]
+)
 def test_a_parametrized_linear_is_accepted(make, tail: nn.Module) -> None:
     linear = nn.Linear(2, 2)
     nn.utils.parametrize.register_parametrization(linear, "weight", nn.Identity())
