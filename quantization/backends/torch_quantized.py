@@ -10,6 +10,7 @@ import warnings
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from quantization.backends.ops import PackedOps
 from quantization.errors import QuantizationError
@@ -132,3 +133,11 @@ embedding_bag_byte = _q.embedding_bag_byte
 embedding_bag_prepack = _q.embedding_bag_prepack
 embedding_bag_unpack = _q.embedding_bag_unpack
 embedding_byte = _q.embedding_byte
+
+
+def pad(x: Tensor, amounts: list[int], mode: str) -> Tensor:
+    """`F.pad` for quantized and float tensors; where torch cannot pad codes, it pads values, which is exact."""
+    if not x.is_quantized or mode == "constant" or (mode == "reflect" and x.dim() < 5):
+        return torch.nn.functional.pad(x, amounts, mode)
+    padded = torch.nn.functional.pad(x.dequantize(), amounts, mode)
+    return torch.quantize_per_tensor(padded, x.q_scale(), x.q_zero_point(), x.dtype)

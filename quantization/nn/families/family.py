@@ -1,0 +1,42 @@
+"""The record that describes a kind of weighted layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+Geometry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of layer: its float types, constructor arguments, weight shape and float arithmetic.
+
+    `fields` are constructor arguments that are attributes of the float module too. `weight_shape` maps them to
+    the shape of the weight, `apply(module, x, weight, bias)` is the float layer with another weight, and `rank`
+    counts the spatial dimensions of its input.
+    """
+
+    float_types: tuple[type[nn.Module], ...]
+    fields: tuple[str, ...]
+    weight_shape: Callable[[Mapping[str, Any]], tuple[int, ...]]
+    apply: Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]
+    rank: int = 0
+
+    def geometry(self, module: nn.Module) -> Geometry:
+        """Read the constructor arguments off a float, QAT or reference module.
+
+        >>> from quantization.nn.families.linear import LINEAR
+        >>> LINEAR.geometry(nn.Linear(2, 3))
+        {'in_features': 2, 'out_features': 3}
+        """
+        return {field: getattr(module, field) for field in self.fields}
+
+    def describes(self, module: nn.Module) -> bool:
+        """Whether the module has this family's arguments and a weight of its rank."""
+        weight = getattr(module, "weight", None)
+        has_fields = all(hasattr(module, field) for field in self.fields)
+        return has_fields and isinstance(weight, Tensor) and weight.dim() == self.rank + 2

@@ -1,0 +1,70 @@
+"""Dynamic quantization: float input and output; the input's range is found anew in every call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from quantization.backends.ops import PackedOps
+from quantization.nn.calibrated import calibrated_weight
+from quantization.nn.modes.weighted import WeightedQuantizedModule
+
+
+class Dynamic(WeightedQuantizedModule):
+    """How a dynamically quantized layer comes out of a float, QAT or reference module."""
+
+    def _get_name(self) -> str:
+        return "DynamicQuantized" + type(self).__name__
+
+    @classmethod
+    def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Self:
+        """Quantize the weight of a float, fused or QAT module; the source stays as it is.
+
+        The observer is a new `qconfig.weight()`; a qconfig of None stands for the default one.
+        """
+        cls._check_source(mod)
+        found = calibrated_weight(mod)
+        geometry = cls._geometry_of(mod, found.geometry)
+        return cls._quantized(found.weight, found.bias, found.weight_observer, geometry)
+
+    @classmethod
+    def from_reference(cls, ref: nn.Module) -> Self:
+        """Pack the weight of a reference module, or of the one that a fused reference module starts with."""
+        return cls._from_reference(ref)
+
+
+def dynamic_linear_forward(fp16: PackedOps) -> Any:
+    """A builder for `forward(x)` of shape (*, in_features) and any float dtype, which the output shares."""
+
+    def build(int8: PackedOps) -> Any:
+        run, run_fp16 = int8.run, fp16.run
+
+        def forward(self: Any, x: Tensor) -> Tensor:
+            rows = (x.unsqueeze(0) if x.dim() == 1 else x).to(torch.float32)
+            packed = self._packed_params._packed_params
+            if self._packed_params.dtype == torch.qint8:
+                # Files older than version 4 were calibrated on the full range of the input's codes.
+                y = run(rows, packed, self.version is not None and self.version >= 4)
+            else:
+                y = run_fp16(rows, packed)
+            y = y.to(x.dtype)
+            return y.squeeze(0) if x.dim() == 1 else y
+
+        return forward
+
+    return build
+
+
+def dynamic_conv_forward(ops: PackedOps) -> Any:
+    """`forward(input, reduce_range=True)` of shape (N, C, ...) or (C, ...) and any float dtype."""
+    run = ops.run
+
+    def forward(self: Any, input: Tensor, reduce_range: bool = True) -> Tensor:
+        x = self._batched(input).to(torch.float32)
+        y = run(x, self._packed_params, reduce_range).to(input.dtype)
+        return y if x.dim() == input.dim() else y.squeeze(0)
+
+    return forward

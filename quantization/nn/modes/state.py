@@ -1,0 +1,53 @@
+"""Small shared parts of constructors and state dicts of layers with a packed weight."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quantization.errors import Unsupported
+
+
+def plain_weight(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The weight of a layer that has not been given one: zeros, quantized for qint8 and float32 for float16."""
+    if dtype == torch.qint8:
+        return torch.quantize_per_tensor(torch.zeros(tuple(shape)), 1.0, 0, torch.qint8)
+    if dtype == torch.float16:
+        return torch.zeros(tuple(shape))
+    raise Unsupported(
+        f"Unsupported dtype specified for quantized Linear! It must be torch.qint8 or torch.float16, got {dtype}"
+    )
+
+
+def take(state_dict: dict[str, Any], key: str, missing_keys: list[str]) -> Any:
+    """Remove a key and return its value, or note it as missing and return None."""
+    if key not in state_dict:
+        missing_keys.append(key)
+        return None
+    return state_dict.pop(key)
+
+
+def save_output_qparams(module: Any, destination: dict[str, Any], prefix: str) -> None:
+    """Write the module's `scale` and `zero_point` numbers as 0-dim tensors."""
+    destination[prefix + "scale"] = torch.tensor(module.scale)
+    destination[prefix + "zero_point"] = torch.tensor(module.zero_point)
+
+
+def load_output_qparams(module: Any, state_dict: dict[str, Any], prefix: str, missing_keys: list[str]) -> None:
+    """Read them back; old files hold a float64 scale, or tensors of one element."""
+    scale = take(state_dict, prefix + "scale", missing_keys)
+    zero_point = take(state_dict, prefix + "zero_point", missing_keys)
+    if scale is not None and zero_point is not None:
+        module.scale = float(scale)
+        module.zero_point = int(zero_point)
+
+
+def same_shape(key: str, got: Sequence[int], expected: Sequence[int], error_msgs: list[str]) -> bool:
+    """Whether shapes agree; if not, add the message that `load_state_dict` raises."""
+    if tuple(got) == tuple(expected):
+        return True
+    error_msgs.append(f"size mismatch for {key}: the checkpoint has {tuple(got)}, the module {tuple(expected)}.")
+    return False
