@@ -1,4 +1,4 @@
-"""Which types are observed in a special way. Every other type with a cell in the grid is observed as a leaf."""
+"""Which types are observed in a special way; every other type with a cell in the grid is a leaf."""
 
 from __future__ import annotations
 

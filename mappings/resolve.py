@@ -42,7 +42,7 @@ class UnbuiltCell(NotImplementedError):
 
 
 class Unbuilt:
-    """Stands in for a class that does not exist, so that tables are complete; using it raises `UnbuiltCell`."""
+    """Stands in for a class that does not exist, to keep tables complete; using it raises `UnbuiltCell`."""
 
     wanted: ClassVar[str] = ""
 

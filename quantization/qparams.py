@@ -10,22 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from observers.dtypes import facts_of, is_float_qparams, is_per_tensor
 from quantization.errors import InvalidRequest
 
-# The codes each quantized storage type can hold; an observer may ask for a narrower range.
-_CODES: dict[torch.dtype, tuple[int, int]] = {
-    torch.qint8: (-128, 127),
-    torch.quint8: (0, 255),
-    torch.qint32: (-(2**31), 2**31 - 1),
-    torch.quint4x2: (0, 15),
-    torch.quint2x4: (0, 3),
-}
+_STORABLE = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2)
 _AFFINE_FORM: dict[torch.qscheme, torch.qscheme] = {
     torch.per_tensor_symmetric: torch.per_tensor_affine,
     torch.per_channel_symmetric: torch.per_channel_affine,
 }
-_PER_TENSOR = (torch.per_tensor_affine, torch.per_tensor_symmetric)
-_PER_CHANNEL_FLOAT = torch.per_channel_affine_float_qparams
 
 
 @dataclass(frozen=True)
@@ -54,12 +46,12 @@ class QParams:
         qscheme = getattr(observer, "qscheme", None)
         if not hasattr(observer, "calculate_qparams") or dtype is None or qscheme is None:
             raise InvalidRequest(
-                f"{type(observer).__name__} (dtype {dtype}, qscheme {qscheme}) computes no scale and zero point; "
-                "this needs an observer that does, such as default_observer for activations or "
+                f"{type(observer).__name__} (dtype {dtype}, qscheme {qscheme}) computes no scale and zero "
+                "point; this needs an observer that does, such as default_observer for activations or "
                 "default_weight_observer for weights: put one into the module's qconfig"
             )
         scale, zero_point = observer.calculate_qparams()  # pyright: ignore[reportCallIssue]
-        ch_axis = -1 if qscheme in _PER_TENSOR else int(getattr(observer, "ch_axis", 0))
+        ch_axis = -1 if is_per_tensor(qscheme) else int(getattr(observer, "ch_axis", 0))
         return cls(scale, zero_point, dtype, qscheme, ch_axis)
 
 
@@ -78,7 +70,7 @@ def output_qparams(module: nn.Module) -> tuple[float, int]:
     if qparams.scale.numel() != 1:
         raise InvalidRequest(
             f"the activation observer {type(observer).__name__} of {type(module).__name__} gives "
-            f"{qparams.scale.numel()} scales; an output has one scale, so use a per-tensor observer for activations"
+            f"{qparams.scale.numel()} scales; an output has one, so use a per-tensor observer for activations"
         )
     return float(qparams.scale), int(qparams.zero_point)
 
@@ -86,8 +78,8 @@ def output_qparams(module: nn.Module) -> tuple[float, int]:
 def quantize_weight(weight: Tensor, observer: nn.Module) -> Tensor:
     """Quantize `weight` with the parameters of an observer that has seen it.
 
-    Returns a tensor of the observer's quantized dtype: per-tensor, per-channel, or per-channel with float zero
-    points. Codes stay within the observer's own range where that is narrower than the dtype's.
+    Returns a tensor of the observer's quantized dtype: per-tensor, per-channel, or per-channel with float
+    zero points. Codes stay within the observer's own range where that is narrower than the dtype's.
 
     >>> from observers import MinMaxObserver
     >>> observer = MinMaxObserver(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
@@ -97,20 +89,22 @@ def quantize_weight(weight: Tensor, observer: nn.Module) -> Tensor:
     """
     _check_ready(weight, observer)
     qparams = QParams.of(observer)
-    if qparams.dtype not in _CODES:
+    if qparams.dtype not in _STORABLE:
         raise InvalidRequest(
             f"the weight observer {type(observer).__name__} has dtype {qparams.dtype}; weights are stored as "
-            f"{', '.join(str(d) for d in _CODES)}: give the observer one of these"
+            f"{', '.join(str(dtype) for dtype in _STORABLE)}: give the observer one of these"
         )
     values = _clamp(weight.detach().float(), qparams, observer)
-    if qparams.qscheme in _PER_TENSOR:
+    if is_per_tensor(qparams.qscheme):
         return torch.quantize_per_tensor(values, float(qparams.scale), int(qparams.zero_point), qparams.dtype)
     scale, zero_point = _per_channel_qparams(values, qparams)
     return torch.quantize_per_channel(values, scale, zero_point, qparams.ch_axis, qparams.dtype)
 
 
 def get_qparam_dict(observer_or_fake_quant: nn.Module) -> dict[str, object]:
-    """The parameters as the dictionary that reference modules take; symmetric schemes are named by their affine form.
+    """The parameters as the dictionary that reference modules take.
+
+    Symmetric schemes are named by their affine form: a zero point says all that tells them apart.
 
     >>> from observers import PlaceholderObserver
     >>> get_qparam_dict(PlaceholderObserver())["dtype"]
@@ -125,7 +119,7 @@ def get_qparam_dict(observer_or_fake_quant: nn.Module) -> dict[str, object]:
     if qscheme is None:
         return result
     qparams = QParams.of(observer)
-    if qscheme not in _PER_TENSOR:
+    if not is_per_tensor(qscheme):
         result["axis"] = qparams.ch_axis
     result["scale"], result["zero_point"] = qparams.scale, qparams.zero_point
     for bound in ("quant_min", "quant_max"):
@@ -148,12 +142,12 @@ def _check_ready(weight: Tensor, observer: nn.Module) -> None:
 
 def _clamp(values: Tensor, qparams: QParams, observer: nn.Module) -> Tensor:
     """Cut the real values to what the observer's own codes can express."""
-    low, high = _CODES[qparams.dtype]
+    low, high = facts_of(qparams.dtype).bounds
     quant_min, quant_max = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
     if quant_min is None or quant_max is None or (quant_min <= low and quant_max >= high):
         return values
     scale, zero_point = qparams.scale, qparams.zero_point
-    if qparams.qscheme not in _PER_TENSOR:
+    if not is_per_tensor(qparams.qscheme):
         shape = [1] * values.dim()
         shape[qparams.ch_axis] = -1
         scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
@@ -166,9 +160,10 @@ def _per_channel_qparams(values: Tensor, qparams: QParams) -> tuple[Tensor, Tens
     channels = values.shape[qparams.ch_axis]
     if qparams.scale.numel() != channels:
         raise InvalidRequest(
-            f"the weight observer has {qparams.scale.numel()} scales, but the weight of shape {tuple(values.shape)} "
-            f"has {channels} channels along axis {qparams.ch_axis}; run the observer on this very weight"
+            f"the weight observer has {qparams.scale.numel()} scales, but the weight of shape "
+            f"{tuple(values.shape)} has {channels} channels along axis {qparams.ch_axis}; "
+            "run the observer on this very weight"
         )
-    if qparams.qscheme == _PER_CHANNEL_FLOAT:
+    if is_float_qparams(qparams.qscheme):
         return qparams.scale.float(), qparams.zero_point.float()
     return qparams.scale.double(), qparams.zero_point.long()
