@@ -103,15 +103,15 @@ from quantization.qconfig import (
     float_qparams_weight_only_qconfig as float_qparams_weight_only_qconfig,
     float_qparams_weight_only_qconfig_4bit as float_qparams_weight_only_qconfig_4bit,
     get_default_qat_qconfig as get_default_qat_qconfig,
-    get_default_qat_qconfig_dict as get_default_qat_qconfig_dict,
     get_default_qconfig as get_default_qconfig,
-    get_default_qconfig_dict as get_default_qconfig_dict,
     per_channel_dynamic_qconfig as per_channel_dynamic_qconfig,
     qconfig_equals as qconfig_equals,
 )
 from quantization.qconfig_mapping import (
     QConfigMapping as QConfigMapping,
+    get_default_qat_qconfig_dict as get_default_qat_qconfig_dict,
     get_default_qat_qconfig_mapping as get_default_qat_qconfig_mapping,
+    get_default_qconfig_dict as get_default_qconfig_dict,
     get_default_qconfig_mapping as get_default_qconfig_mapping,
 )
 from quantization.quant_type import QuantType as QuantType

@@ -24,7 +24,7 @@ ROOMS = ("engine", "backends", "nn", "workflows", "torchscript", "compat")  # ot
 MAY_IMPORT: dict[str, set[str]] = {
     "observers": set(),
     "mappings": set(),
-    "base": {"observers"},
+    "base": {"observers", "mappings"},
     "engine": {"observers", "base"},
     "backends": {"observers", "base"},
     "nn": {"observers", "base", "engine", "backends"},
