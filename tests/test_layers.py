@@ -37,7 +37,7 @@ MAY_IMPORT["compat"] = MAY_IMPORT["facade"] | {"facade"}
 
 # Installed packages a room may use; the standard library is free to all.
 MAY_USE = {"mappings": set[str](), "observers": {"torch"}}
-MAY_USE_BY_DEFAULT = {"torch", "numpy", "tqdm"}
+MAY_USE_BY_DEFAULT = {"torch", "numpy", "typing_extensions"}
 
 RETIRED = re.compile(r"torch\.(ao|quantization|nn\.(quantized|intrinsic|qat|quantizable))(\.[\w.]+)?")
 OPS = re.compile(r"torch\.ops(\.(quantized|onednn)\b.*)?")
