@@ -88,7 +88,8 @@ class LeakyReLU(BufferCell, nn.LeakyReLU):
     def forward(self, input: Tensor) -> Tensor:
         """`x` where positive, else `negative_slope * x`."""
         expect_quantized(input, "quantized.LeakyReLU")
-        return q.leaky_relu(input, self.negative_slope, self.inplace, self.scale, self.zero_point)
+        # Never in place: the kernel has no such form, and says so in a warning.
+        return q.leaky_relu(input, self.negative_slope, False, self.scale, self.zero_point)
 
 
 class ELU(NumberCell, nn.ELU):
@@ -152,11 +153,11 @@ torch.fx.wrap("_softmax_dim")
 
 
 class PReLU(NumberCell):
-    """Quantized `nn.PReLU`; `weight` is a quantized buffer with one slope, or one per channel of dimension 1.
+    """Quantized `nn.PReLU`: one slope, or one per channel of dimension 1.
 
-    The slopes are quantized with the observer of `qconfig.weight` where that is a per-tensor one of the dtype
-    the kernel wants, which is the activations'; otherwise with their own range in that dtype. (torch.ao takes
-    the parameters of any observer for quint8, after a warning; negative slopes then become 0.)
+    The slopes are quantized with the observer of `qconfig.weight` where that is a per-tensor quint8 one, as the
+    kernel wants; otherwise by their own range. (torch.ao takes the parameters of any observer for quint8, after a
+    warning; negative slopes then become 0.)
     """
 
     _QPARAMS = ("output_scale", "output_zero_point")
@@ -166,57 +167,61 @@ class PReLU(NumberCell):
         self.num_parameters = num_parameters
         self.scale = output_scale
         self.zero_point = output_zero_point
-        slopes = torch.full((num_parameters,), 0.25)
-        self.register_buffer("weight", torch.quantize_per_tensor(slopes, 0.25, 0, torch.quint8))
+        # 0.25, as in nn.PReLU. Codes and not a quantized tensor, for copies and checkpoints of plain tensors.
+        self.weight_scale = 0.25
+        self.weight_zero_point = 0
+        self.register_buffer("weight_codes", torch.ones(num_parameters, dtype=torch.uint8))
 
     def _numbers(self) -> dict[str, torch.dtype]:
-        return {"scale": torch.float64, "zero_point": torch.int64}
+        names = ("scale", "zero_point", "weight_scale", "weight_zero_point")
+        return {name: torch.float64 if name.endswith("scale") else torch.int64 for name in names}
 
-    # Version 1. Besides the numbers, torch.ao's checkpoints lack the slopes; they too keep their values then.
+    # Version 1. torch.ao's checkpoints lack the slopes, as they lack the numbers; they too keep their values then.
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        weight = state_dict.get(prefix + "weight")
-        if isinstance(weight, Tensor) and not weight.is_quantized:
-            error_msgs.append(f"'{prefix}weight' must be quantized; the checkpoint holds {weight.dtype}")
-            return
-        if weight is None:
-            state_dict[prefix + "weight"] = self.weight
-        elif weight.dtype != self.weight.dtype and weight.shape == self.weight.shape:
-            self.weight = weight.to(self.weight.device)
+        state_dict.setdefault(prefix + "weight_codes", self.weight_codes)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    @property
+    def weight(self) -> Tensor:
+        """The slopes, a quint8 tensor; `set_weight` replaces them."""
+        return torch._make_per_tensor_quantized_tensor(
+            self.weight_codes, self.weight_scale, self.weight_zero_point
+        )
+
     def set_weight(self, w: Tensor) -> None:
-        """Replace the slopes by another quantized tensor, of the input's dtype."""
-        if not isinstance(w, Tensor) or not w.is_quantized:
+        """Replace the slopes by another per-tensor quint8 tensor."""
+        if not isinstance(w, Tensor) or w.dtype != torch.quint8 or w.qscheme() != torch.per_tensor_affine:
+            got = w.dtype if isinstance(w, Tensor) else type(w).__name__
             raise InvalidRequest(
-                "quantized PReLU takes a quantized weight: use torch.quantize_per_tensor on it first"
+                f"quantized PReLU takes a per-tensor torch.quint8 weight, got {got}: make one with "
+                "torch.quantize_per_tensor"
             )
-        self.weight = w
+        self.weight_codes = w.int_repr()
+        self.weight_scale, self.weight_zero_point = w.q_scale(), w.q_zero_point()
 
     @classmethod
     def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> PReLU:
         """Make the quantized module from a calibrated float one; the second argument changes nothing."""
-        qparams = calibrated_output(mod, cls.__name__)
-        new = cls._like(mod, float(qparams.scale), int(qparams.zero_point))
-        new.set_weight(_quantize_slopes(mod, qparams.dtype))
-        return new
-
-    @classmethod
-    def from_reference(cls, mod: nn.Module, scale: float | Tensor, zero_point: int | Tensor) -> PReLU:
-        """Make the quantized module, for quint8 inputs, from a float one and given output parameters."""
-        new = cls._like(mod, float(scale), int(zero_point))
-        new.set_weight(_quantize_slopes(mod, torch.quint8))
-        return new
+        dtype = calibrated_output(mod, cls.__name__).dtype
+        if dtype != torch.quint8:
+            raise InvalidRequest(
+                f"torch's quantized PReLU computes with torch.quint8 activations only, the observer has {dtype}; "
+                "use a quint8 activation observer, or keep the module float by setting its qconfig to None"
+            )
+        return super().from_float(mod)
 
     @classmethod
     def _like(cls, mod: nn.Module, scale: float, zero_point: int) -> PReLU:
         if not isinstance(mod, nn.PReLU):
             raise InvalidRequest(f"quantized PReLU is made from an nn.PReLU, not from {type(mod).__name__}")
-        return cls(scale, zero_point, mod.num_parameters)
+        new = cls(scale, zero_point, mod.num_parameters)
+        new.set_weight(_quantized_slopes(mod))
+        return new
 
     def forward(self, input: Tensor) -> Tensor:
         """`x` where positive, else `weight * x`."""
@@ -224,14 +229,17 @@ class PReLU(NumberCell):
         return q.prelu(input, self.weight, self.scale, self.zero_point)
 
 
-def _quantize_slopes(mod: nn.Module, dtype: torch.dtype) -> Tensor:
-    """The slopes of a float PReLU in `dtype`, per tensor."""
+def _quantized_slopes(mod: nn.PReLU) -> Tensor:
+    """The slopes of a float PReLU, quint8 per tensor."""
     weight = mod.weight.detach().float()
     qconfig = getattr(mod, "qconfig", None)
-    observer = qconfig.weight() if qconfig is not None and qconfig.weight is not None else None
+    observer = None if qconfig is None or qconfig.weight is None else qconfig.weight()
     per_tensor = (torch.per_tensor_affine, torch.per_tensor_symmetric)
-    if getattr(observer, "dtype", None) != dtype or getattr(observer, "qscheme", None) not in per_tensor:
-        observer = MinMaxObserver(dtype=dtype)
+    if (
+        getattr(observer, "dtype", None) != torch.quint8
+        or getattr(observer, "qscheme", None) not in per_tensor
+    ):
+        observer = MinMaxObserver(dtype=torch.quint8)
     observer = observer.to(weight.device)
     observer(weight)
     return quantize_weight(weight, observer)

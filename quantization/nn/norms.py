@@ -34,7 +34,8 @@ class LayerNorm(BufferCell, nn.LayerNorm):
 
     def __init__(
         self, normalized_shape: Any, weight: Tensor | None, bias: Tensor | None, scale: float,
-        zero_point: int, eps: float = 1e-5, elementwise_affine: bool = True, device: Any = None, dtype: Any = None,
+        zero_point: int, eps: float = 1e-5, elementwise_affine: bool = True, device: Any = None,
+        dtype: Any = None,
     ) -> None:  # fmt: skip
         super().__init__(normalized_shape, eps, elementwise_affine, device=device, dtype=dtype)
         self.weight, self.bias = _parameter(weight), _parameter(bias)
@@ -87,8 +88,8 @@ class _InstanceNorm(BufferCell):
     def _like(cls, mod: nn.Module, scale: float, zero_point: int) -> Any:
         if getattr(mod, "track_running_stats", False):
             notify(
-                f"quantized {cls.__name__} normalises with the statistics of its input; the running statistics "
-                "of the float module (track_running_stats=True) are dropped: outputs may differ in eval mode",
+                f"quantized {cls.__name__} normalises with the statistics of its input; the running "
+                "statistics of the float module (track_running_stats=True) are dropped",
                 strict=False,
             )
         return super()._like(mod, scale, zero_point)
@@ -111,19 +112,17 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     """Quantized `nn.InstanceNorm3d`."""
 
 
-_LAYOUT = {4: "(N, C, H, W)", 5: "(N, C, D, H, W)"}
-
-
-def _batch_norm_forward(op: Any, rank: int, layout: str, who: str) -> Any:
+def _batch_norm_forward(op: Any) -> Any:
     """The forward of one batch norm; its operator is bound here, where TorchScript can see it."""
 
     def forward(self: Any, input: Tensor) -> Tensor:
         """Normalise the channels, dimension 1, with the running statistics."""
-        expect_rank(input, rank, layout)
-        expect_quantized(input, who)
+        self._check_input_dim(input)
+        expect_quantized(input, "quantized.BatchNorm")
+        # float() and int(), because TorchScript takes no tensor of shape [1] for a number.
         return op(
-            input, self.weight, self.bias, self.running_mean, self.running_var, self.eps, self.scale,
-            self.zero_point,
+            input, self.weight, self.bias, self.running_mean, self.running_var, self.eps, float(self.scale),
+            int(self.zero_point),
         )  # fmt: skip
 
     return forward
@@ -132,22 +131,17 @@ def _batch_norm_forward(op: Any, rank: int, layout: str, who: str) -> Any:
 class _BatchNorm(BufferCell, batchnorm._BatchNorm):
     """Batch norm of any rank, with the running statistics, in training mode too.
 
-    From a calibrated module, scale and zero point have the observer's shape `[1]`; in a fresh one they are 0-dim.
+    From a calibrated module, scale and zero point have the observer's shape `[1]`; fresh ones are 0-dim.
     """
 
     _FIELDS = ("num_features", "eps", "momentum")
     _FLOAT_MODULE: ClassVar[type[nn.Module] | None] = None
     _NNI_BN_RELU_MODULE: ClassVar[type[nn.Module] | None] = None
 
-    def __init_subclass__(cls, op: Any, rank: int) -> None:
+    def __init_subclass__(cls, op: Any = None) -> None:
         super().__init_subclass__()
-        layout = _LAYOUT[rank]
-        cls.forward = _batch_norm_forward(op, rank, layout, "quantized." + cls.__name__)
-
-        def _check_input_dim(self: Any, input: Tensor) -> None:
-            expect_rank(input, rank, layout)
-
-        cls._check_input_dim = _check_input_dim
+        if op is not None:
+            cls.forward = _batch_norm_forward(op)
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float = 0.1, device: Any = None,
@@ -179,35 +173,42 @@ class _BatchNorm(BufferCell, batchnorm._BatchNorm):
                 f"quantized {cls.__name__} needs running statistics, but the float module has "
                 "track_running_stats=False; keep it float by setting its qconfig to None"
             )
-        # On meta: every tensor is replaced below, so none is allocated twice.
-        new = cls(**{name: arguments.pop(name) for name in cls._FIELDS}, device="meta")
+        mean = arguments["running_mean"]
+        new = cls(**{name: arguments.pop(name) for name in cls._FIELDS}, device=mean.device, dtype=mean.dtype)
         for name, value in arguments.items():
-            setattr(new, name, value)
-        new.affine = arguments["weight"] is not None
-        new.num_batches_tracked = torch.tensor(0, device=arguments["running_mean"].device)
+            if (
+                value is not None
+            ):  # the kernel insists on weight and bias; without them they are ones and zeros
+                setattr(new, name, value)
         new.scale, new.zero_point = scale, zero_point
         return new
 
 
-class BatchNorm2d(_BatchNorm, op=q.batch_norm2d, rank=4):
+class BatchNorm2d(_BatchNorm, op=q.batch_norm2d):
     """Quantized `nn.BatchNorm2d`."""
 
     _NNI_BN_RELU_MODULE = fused.BNReLU2d
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        expect_rank(input, 4, "(N, C, H, W)")
 
-class BatchNorm3d(_BatchNorm, op=q.batch_norm3d, rank=5):
+
+class BatchNorm3d(_BatchNorm, op=q.batch_norm3d):
     """Quantized `nn.BatchNorm3d`."""
 
     _NNI_BN_RELU_MODULE = fused.BNReLU3d
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        expect_rank(input, 5, "(N, C, D, H, W)")
 
-class BNReLU2d(BatchNorm2d, op=q.batch_norm2d_relu, rank=4):
+
+class BNReLU2d(BatchNorm2d, op=q.batch_norm2d_relu):
     """Quantized `BNReLU2d`: batch norm and ReLU in one."""
 
     _FLOAT_MODULE = fused.BNReLU2d
 
 
-class BNReLU3d(BatchNorm3d, op=q.batch_norm3d_relu, rank=5):
+class BNReLU3d(BatchNorm3d, op=q.batch_norm3d_relu):
     """Quantized `BNReLU3d`: batch norm and ReLU in one."""
 
     _FLOAT_MODULE = fused.BNReLU3d

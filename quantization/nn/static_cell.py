@@ -6,7 +6,7 @@ Its output parameters are either buffers (`BufferCell`) or plain numbers (`Numbe
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ def expect_quantized(x: Tensor, who: str) -> None:
 
 
 def calibrated_output(mod: nn.Module, target: str) -> QParams:
-    """The output parameters of a prepared float module about to become `target`, whose output is quantized."""
+    """The output parameters of a prepared float module that becomes `target`, whose output is quantized."""
     observer = getattr(mod, "activation_post_process", None)
     source = type(mod).__name__
     if observer is None or isinstance(observer, nn.Identity):
@@ -89,8 +89,9 @@ def taken_over(mod: nn.Module, fields: tuple[str, ...], target: str) -> dict[str
 class BufferCell(StaticCell):
     """A cell whose scale and zero point are 0-dim buffers, float32 and int64, saved like any other."""
 
-    scale: Tensor
-    zero_point: Tensor
+    if TYPE_CHECKING:  # TorchScript cannot read annotations that are strings
+        scale: Tensor
+        zero_point: Tensor
 
     def _add_qparams(self, scale: float, zero_point: int, device: Any = None, dtype: Any = None) -> None:
         """Register the two buffers; call it last, for their place in the state dict."""

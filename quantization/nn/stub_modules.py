@@ -14,8 +14,8 @@ from quantization.nn.static_cell import calibrated_output
 def _expect_plain(x: Tensor) -> None:
     if x.is_quantized:
         raise QuantizationError(
-            "Quantize takes a float tensor, but its input is quantized already: remove this QuantStub, or put "
-            "a DeQuantStub before it"
+            "Quantize takes a float tensor, but its input is quantized already: remove this QuantStub, or "
+            "put a DeQuantStub before it"
         )
 
 
