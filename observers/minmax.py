@@ -1,0 +1,341 @@
+"""The four min/max observers: a way to reduce a tensor (whole, or per channel) times a way to merge batches.
+
+|                | running min/max            | moving average                          |
+|----------------|----------------------------|-----------------------------------------|
+| whole tensor   | `MinMaxObserver`           | `MovingAverageMinMaxObserver`           |
+| per channel    | `PerChannelMinMaxObserver` | `MovingAveragePerChannelMinMaxObserver` |
+"""
+
+from typing import Any, cast
+
+import torch
+
+from observers.base import UniformQuantizationObserverBase
+from observers.dtypes import is_per_channel, is_per_tensor
+from observers.errors import InvalidRequest, Unsupported
+from observers.finite import IgnoresNonFinite, is_finite_range, without_branches
+
+_EPS = torch.finfo(torch.float32).eps
+
+
+class _RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
+    """What the four share: reduce each batch to a range, keep out what is not finite, merge, remember."""
+
+    min_val: torch.Tensor
+    max_val: torch.Tensor
+
+    def forward(self, x_orig: torch.Tensor) -> torch.Tensor:
+        """Record the range of `x_orig` and return `x_orig` itself."""
+        return self._forward(x_orig)
+
+    def _forward(self, x_orig: torch.Tensor) -> torch.Tensor:
+        if x_orig.numel() == 0:
+            return x_orig
+        x = x_orig.detach().to(self.min_val.dtype)
+        low, high = self._range_of(x)
+        if not torch.jit.is_scripting():
+            low, high = self._guarded(x, low, high)
+        elif not is_finite_range(low, high):
+            low, high = self._finite_range(x)
+        low, high = self._merged(low, high)
+        self._remember(low, high)
+        return x_orig
+
+    @torch.jit.unused
+    def _guarded(
+        self, x: torch.Tensor, low: torch.Tensor, high: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the range as it is if finite; else that of the finite values, and say so."""
+        if without_branches(x):
+            old_low, old_high = self._range_before(low)
+            finite = torch.isfinite(low) & torch.isfinite(high)
+            return torch.where(finite, low, old_low), torch.where(finite, high, old_high)
+        if is_finite_range(low, high):
+            return low, high
+        self._tell_of_nonfinite(x)
+        return self._finite_range(x)
+
+    def _finite_range(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        finite = torch.isfinite(x)
+        low, _ = self._range_of(torch.where(finite, x, torch.full_like(x, float("inf"))))
+        _, high = self._range_of(torch.where(finite, x, torch.full_like(x, float("-inf"))))
+        nothing = low > high
+        if bool(nothing.all()):
+            return self.min_val, self.max_val
+        old_low, old_high = self._range_before(low)
+        return torch.where(nothing, old_low, low), torch.where(nothing, old_high, high)
+
+    def _range_of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise NotImplementedError
+
+    def _range_before(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The range so far, for channels in which this batch has no finite value: zeros if there is none yet."""
+        if self.min_val.size() == like.size():
+            return self.min_val, self.max_val
+        return torch.zeros_like(like), torch.zeros_like(like)
+
+    def _merged(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.min_val.numel() == 0:
+            return low, high
+        return torch.min(low, self.min_val), torch.max(high, self.max_val)
+
+    def _remember(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        # In place: DistributedDataParallel and others hold on to the buffers.
+        self.min_val.resize_(low.shape)
+        self.max_val.resize_(high.shape)
+        self.min_val.copy_(low)
+        self.max_val.copy_(high)
+
+    @torch.jit.export
+    def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scale and zero point of the observed range; (1, 0) with a warning if nothing was observed."""
+        return self._calculate_qparams(self.min_val, self.max_val)
+
+    def extra_repr(self) -> str:
+        """Show the observed range."""
+        return f"min_val={self.min_val}, max_val={self.max_val}"
+
+
+class MinMaxObserver(_RangeObserver):
+    """The range is the smallest and the largest value seen in any batch: min(x), max(x) over everything so far.
+
+    >>> observer = MinMaxObserver()
+    >>> _ = observer(torch.tensor([-1.0, 1.55]))
+    >>> scale, zero_point = observer.calculate_qparams()
+    >>> round(scale.item(), 4), zero_point.item()
+    (0.01, 100)
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: dict[str, Any] | None = None,
+        eps: float = _EPS,
+        is_dynamic: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        _require_per_tensor(type(self).__name__, qscheme)
+        super().__init__(
+            dtype=dtype,
+            qscheme=qscheme,
+            reduce_range=reduce_range,
+            quant_min=quant_min,
+            quant_max=quant_max,
+            factory_kwargs=factory_kwargs,
+            eps=eps,
+            is_dynamic=is_dynamic,
+            **kwargs,
+        )
+        if qscheme == torch.per_tensor_symmetric and reduce_range and dtype == torch.quint8:
+            raise Unsupported(
+                "Cannot reduce range for symmetric quantization for quint8: use qint8, or per_tensor_affine"
+            )
+        options = cast("dict[str, Any]", torch.nn.factory_kwargs(factory_kwargs))
+        self.register_buffer("min_val", torch.tensor(float("inf"), **options))
+        self.register_buffer("max_val", torch.tensor(float("-inf"), **options))
+
+    def _range_of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        low, high = torch.aminmax(x)
+        return low, high
+
+    @torch.jit.export
+    def reset_min_max_vals(self) -> None:
+        """Forget what was observed."""
+        self.min_val.fill_(float("inf"))
+        self.max_val.fill_(float("-inf"))
+
+
+class MovingAverageMinMaxObserver(MinMaxObserver):
+    """The range is the exponential moving average of the batches' ranges.
+
+    The first batch is taken as it is; later r <- r + c * (r_batch - r) with c = `averaging_constant`.
+
+    >>> observer = MovingAverageMinMaxObserver(averaging_constant=0.5)
+    >>> for top in (1.0, 3.0):
+    ...     _ = observer(torch.tensor([0.0, top]))
+    >>> observer.max_val.item()
+    2.0
+    """
+
+    def __init__(
+        self,
+        averaging_constant: float = 0.01,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_tensor_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = _EPS,
+        is_dynamic: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        _require_per_tensor(type(self).__name__, qscheme)
+        if is_dynamic and averaging_constant != 1:
+            raise Unsupported(
+                f"{type(self).__name__} doesn't support dynamic quantization for averaging constant of "
+                f"{averaging_constant}: a dynamic observer keeps no memory, so pass averaging_constant=1"
+            )
+        super().__init__(
+            dtype=dtype,
+            qscheme=qscheme,
+            reduce_range=reduce_range,
+            quant_min=quant_min,
+            quant_max=quant_max,
+            eps=eps,
+            is_dynamic=is_dynamic,
+            **kwargs,
+        )
+        self.averaging_constant = averaging_constant
+
+    def _merged(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Selected rather than branched on: reading the buffer would make a GPU wait, and cannot be traced.
+        first = (self.min_val == float("inf")) & (self.max_val == float("-inf"))
+        return (
+            torch.where(first, low, self.min_val + self.averaging_constant * (low - self.min_val)),
+            torch.where(first, high, self.max_val + self.averaging_constant * (high - self.max_val)),
+        )
+
+
+class PerChannelMinMaxObserver(_RangeObserver):
+    """One range per index along `ch_axis`: the smallest and the largest value seen in that channel.
+
+    `min_val` and `max_val` are empty until the first batch tells the number of channels. A channel without any finite
+    value keeps the range it had, or is taken as zero if it had none.
+
+    >>> observer = PerChannelMinMaxObserver(ch_axis=0)
+    >>> _ = observer(torch.tensor([[-1.0, 1.0], [0.0, 5.0]]))
+    >>> observer.max_val
+    tensor([1., 5.])
+    """
+
+    def __init__(
+        self,
+        ch_axis: int = 0,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_channel_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        factory_kwargs: dict[str, Any] | None = None,
+        eps: float = _EPS,
+        is_dynamic: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if not is_per_channel(qscheme):
+            raise Unsupported(
+                f"{type(self).__name__}'s qscheme only support torch.per_channel_symmetric, "
+                f"torch.per_channel_affine and torch.per_channel_affine_float_qparams; got {qscheme}"
+            )
+        if is_dynamic:
+            raise Unsupported(
+                f"{type(self).__name__} doesn't support dynamic quantization: use a per-tensor observer"
+            )
+        super().__init__(
+            dtype=dtype,
+            qscheme=qscheme,
+            reduce_range=reduce_range,
+            quant_min=quant_min,
+            quant_max=quant_max,
+            factory_kwargs=factory_kwargs,
+            eps=eps,
+            is_dynamic=is_dynamic,
+            **kwargs,
+        )
+        self.ch_axis = ch_axis
+        options = cast("dict[str, Any]", torch.nn.factory_kwargs(factory_kwargs))
+        self.register_buffer("min_val", torch.tensor([], **options))
+        self.register_buffer("max_val", torch.tensor([], **options))
+
+    def _range_of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        axis = self.ch_axis + x.dim() if self.ch_axis < 0 else self.ch_axis
+        if x.dim() < 2 or axis < 0 or axis >= x.dim():
+            raise InvalidRequest(
+                f"a per-channel observer with ch_axis={self.ch_axis} got an input of shape {x.shape}: "
+                "expected at least two dimensions, ch_axis among them"
+            )
+        if self.min_val.numel() > 0 and self.min_val.size(0) != x.size(axis):
+            raise InvalidRequest(
+                f"a per-channel observer that saw {self.min_val.size(0)} channels got an input of shape {x.shape} "
+                f"with {x.size(axis)} along ch_axis={self.ch_axis}: call reset_min_max_vals() to start anew"
+            )
+        others = [dim for dim in range(x.dim()) if dim != axis]
+        return torch.amin(x, others), torch.amax(x, others)
+
+    @torch.jit.export
+    def reset_min_max_vals(self) -> None:
+        """Forget what was observed, the number of channels included."""
+        # Two separate tensors that no optimisation of a script may take for one: hence not a constant.
+        self.min_val = torch.rand(0, device=self.min_val.device, dtype=self.min_val.dtype)
+        self.max_val = torch.rand(0, device=self.max_val.device, dtype=self.max_val.dtype)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
+    ) -> None:
+        """Load any version: the range takes the checkpoint's number of channels."""
+        for name in ("min_val", "max_val"):
+            key = prefix + name
+            # Versions 1 and 2 called them min_vals and max_vals.
+            if prefix + name + "s" in state_dict:
+                state_dict[key] = state_dict.pop(prefix + name + "s")
+            if key in state_dict:
+                getattr(self, name).resize_(state_dict[key].shape)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
+    """One range per index along `ch_axis`: the exponential moving average of the batches' ranges.
+
+    The first batch is taken as it is; later r <- r + c * (r_batch - r) with c = `averaging_constant`.
+
+    >>> observer = MovingAveragePerChannelMinMaxObserver(averaging_constant=0.5)
+    >>> for top in (1.0, 3.0):
+    ...     _ = observer(torch.tensor([[0.0, top]]))
+    >>> observer.max_val
+    tensor([2.])
+    """
+
+    def __init__(
+        self,
+        averaging_constant: float = 0.01,
+        ch_axis: int = 0,
+        dtype: torch.dtype = torch.quint8,
+        qscheme: torch.qscheme = torch.per_channel_affine,
+        reduce_range: bool = False,
+        quant_min: int | None = None,
+        quant_max: int | None = None,
+        eps: float = _EPS,
+        is_dynamic: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            ch_axis=ch_axis,
+            dtype=dtype,
+            qscheme=qscheme,
+            reduce_range=reduce_range,
+            quant_min=quant_min,
+            quant_max=quant_max,
+            eps=eps,
+            is_dynamic=is_dynamic,
+            **kwargs,
+        )
+        self.averaging_constant = averaging_constant
+
+    def _merged(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.min_val.numel() == 0:
+            return low, high
+        return (
+            self.min_val + self.averaging_constant * (low - self.min_val),
+            self.max_val + self.averaging_constant * (high - self.max_val),
+        )
+
+
+def _require_per_tensor(name: str, qscheme: torch.qscheme) -> None:
+    if not is_per_tensor(qscheme):
+        raise Unsupported(
+            f"{name}'s qscheme only support torch.per_tensor_symmetric and torch.per_tensor_affine. "
+            f"but got: {qscheme}; use PerChannelMinMaxObserver for per-channel qschemes"
+        )
