@@ -155,9 +155,9 @@ torch.fx.wrap("_softmax_dim")
 class PReLU(NumberCell):
     """Quantized `nn.PReLU`: one slope, or one per channel of dimension 1.
 
-    The slopes are quantized with the observer of `qconfig.weight` where that is a per-tensor quint8 one, as the
-    kernel wants; otherwise by their own range. (torch.ao takes the parameters of any observer for quint8, after a
-    warning; negative slopes then become 0.)
+    The slopes are quantized with the observer of `qconfig.weight` where that is a per-tensor quint8 one, as
+    the kernel wants; otherwise by their own range. (torch.ao takes the parameters of any observer for quint8,
+    after a warning; negative slopes then become 0.)
     """
 
     _QPARAMS = ("output_scale", "output_zero_point")
@@ -176,7 +176,7 @@ class PReLU(NumberCell):
         names = ("scale", "zero_point", "weight_scale", "weight_zero_point")
         return {name: torch.float64 if name.endswith("scale") else torch.int64 for name in names}
 
-    # Version 1. torch.ao's checkpoints lack the slopes, as they lack the numbers; they too keep their values then.
+    # Version 1. torch.ao's checkpoints lack the slopes as they lack the numbers; they too keep their values.
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
@@ -210,7 +210,7 @@ class PReLU(NumberCell):
         dtype = calibrated_output(mod, cls.__name__).dtype
         if dtype != torch.quint8:
             raise InvalidRequest(
-                f"torch's quantized PReLU computes with torch.quint8 activations only, the observer has {dtype}; "
+                f"torch's quantized PReLU takes torch.quint8 activations only, the observer has {dtype}; "
                 "use a quint8 activation observer, or keep the module float by setting its qconfig to None"
             )
         return super().from_float(mod)
@@ -234,11 +234,8 @@ def _quantized_slopes(mod: nn.PReLU) -> Tensor:
     weight = mod.weight.detach().float()
     qconfig = getattr(mod, "qconfig", None)
     observer = None if qconfig is None or qconfig.weight is None else qconfig.weight()
-    per_tensor = (torch.per_tensor_affine, torch.per_tensor_symmetric)
-    if (
-        getattr(observer, "dtype", None) != torch.quint8
-        or getattr(observer, "qscheme", None) not in per_tensor
-    ):
+    kind = getattr(observer, "dtype", None), getattr(observer, "qscheme", None)
+    if kind not in ((torch.quint8, torch.per_tensor_affine), (torch.quint8, torch.per_tensor_symmetric)):
         observer = MinMaxObserver(dtype=torch.quint8)
     observer = observer.to(weight.device)
     observer(weight)

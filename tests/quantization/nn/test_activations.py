@@ -1,4 +1,4 @@
-"""Quantized activations: bit-equal to torch.ao on every engine; parameters that torch.ao forgets are saved."""
+"""Quantized activations: bit-equal to torch.ao on every engine; what torch.ao forgets is saved."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_survives(case: Case, life: str) -> None:
 @pytest.mark.parametrize("name", [c.name for c in CASES if c.name != "Dropout"])
 def test_float_input_is_refused_with_the_cure(name: str) -> None:
     case = next(c for c in CASES if c.name == name)
-    with pytest.raises(QuantizationError, match="must be quantized.*QuantStub"):
+    with pytest.raises(QuantizationError, match=r"must be quantized.*QuantStub"):
         case.ours()(torch.randn(2, 4, 6, 6))
 
 
@@ -191,9 +191,7 @@ def test_relu6_and_dropout_need_no_observer() -> None:
     ids=["default_qconfig", "affine-qint8", "x86_qconfig"],
 )
 @pytest.mark.parametrize("slope", [-0.5, 0.25])
-def test_prelu_quantizes_slopes_itself_where_the_weight_observer_does_not_fit(
-    weight: Any, slope: float
-) -> None:
+def test_prelu_quantizes_slopes_itself_where_the_observer_does_not_fit(weight: Any, slope: float) -> None:
     mod = observed(nn.PReLU(4, init=slope), QConfig(MinMaxObserver, weight), torch.randn(2, 4))
     new = activations.PReLU.from_float(mod)
     assert new.weight.dtype is torch.quint8
@@ -202,9 +200,7 @@ def test_prelu_quantizes_slopes_itself_where_the_weight_observer_does_not_fit(
 
 def test_prelu_refuses_qint8_activations() -> None:
     mod = observed(nn.PReLU(4), SYMMETRIC, torch.randn(2, 4))
-    with pytest.raises(
-        InvalidRequest, match=r"torch\.quint8 activations only, the observer has torch\.qint8"
-    ):
+    with pytest.raises(InvalidRequest, match=r"activations only, the observer has torch\.qint8"):
         activations.PReLU.from_float(mod)
 
 

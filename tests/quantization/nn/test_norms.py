@@ -17,10 +17,7 @@ from quantization.qconfig import QConfig
 from tests.quantization.nn.cells import LIVES, assert_identical, layout, observed, quantized, saved
 from tests.support import quiet_ao
 
-QCONFIG = QConfig(
-    activation=MinMaxObserver,
-    weight=MinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric),
-)
+QCONFIG = QConfig(activation=MinMaxObserver, weight=MinMaxObserver.with_args(dtype=torch.qint8))
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,7 @@ def test_from_reference_takes_numbers_and_tensors(case: Case) -> None:
 
 @each_case
 def test_float_input_is_refused_with_the_cure(case: Case) -> None:
-    with pytest.raises(QuantizationError, match="must be quantized.*QuantStub"):
+    with pytest.raises(QuantizationError, match=r"must be quantized.*QuantStub"):
         ours(case, case.calibrated())(torch.randn(case.shape))
 
 
