@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from quantization.backends.ops import PackedOps
-from quantization.errors import QuantizationError
+from quantization.errors import QuantizationError, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,11 +40,26 @@ def require_engine() -> None:
         raise QuantizationError(f"torch.backends.quantized.engine is 'none', expected a real engine: {cure}")
 
 
+def require_float16_engine() -> None:
+    """Raise an `Unsupported` when the selected engine has no kernels for float16 weights."""
+    require_engine()
+    engine = torch.backends.quantized.engine
+    if engine in ("qnnpack", "onednn"):
+        raise Unsupported(
+            f"torch.backends.quantized.engine is '{engine}', which has no kernels for float16 weights: "
+            "use dtype torch.qint8, or the engine 'fbgemm' or 'x86'"
+        )
+
+
 def _packed(prepack: Callable[..., Any], unpack: Callable[..., Any], run: Callable[..., Any]) -> PackedOps:
     return PackedOps(prepack, unpack, run, require_engine)
 
 
-# Static: run(x, packed, scale, zero_point); linear_leaky_relu takes the slope last, conv_add the second summand
+def _packed_fp16(run: Callable[..., Any]) -> PackedOps:
+    return PackedOps(_q.linear_prepack_fp16, _q.linear_unpack_fp16, run, require_float16_engine)
+
+
+# Static: run(x, packed, scale, zero_point); linear_leaky_relu takes the slope last, conv_add a second summand
 # after x.
 LINEAR = _packed(_q.linear_prepack, _q.linear_unpack, _q.linear)
 LINEAR_RELU = _packed(_q.linear_prepack, _q.linear_unpack, _q.linear_relu)
@@ -65,8 +80,8 @@ CONV_TRANSPOSE3D = _packed(_q.conv_transpose3d_prepack, _q.conv_transpose3d_unpa
 # Dynamic: float in, float out; run(x, packed, reduce_range), and run(x, packed) in float16.
 LINEAR_DYNAMIC = _packed(_q.linear_prepack, _q.linear_unpack, _q.linear_dynamic)
 LINEAR_RELU_DYNAMIC = _packed(_q.linear_prepack, _q.linear_unpack, _q.linear_relu_dynamic)
-LINEAR_DYNAMIC_FP16 = _packed(_q.linear_prepack_fp16, _q.linear_unpack_fp16, _q.linear_dynamic_fp16)
-LINEAR_RELU_DYNAMIC_FP16 = _packed(_q.linear_prepack_fp16, _q.linear_unpack_fp16, _q.linear_relu_dynamic_fp16)
+LINEAR_DYNAMIC_FP16 = _packed_fp16(_q.linear_dynamic_fp16)
+LINEAR_RELU_DYNAMIC_FP16 = _packed_fp16(_q.linear_relu_dynamic_fp16)
 CONV1D_DYNAMIC = _packed(_q.conv1d_prepack, _q.conv1d_unpack, _q.conv1d_dynamic)
 CONV2D_DYNAMIC = _packed(_q.conv2d_prepack, _q.conv2d_unpack, _q.conv2d_dynamic)
 CONV3D_DYNAMIC = _packed(_q.conv3d_prepack, _q.conv3d_unpack, _q.conv3d_dynamic)

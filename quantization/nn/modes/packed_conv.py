@@ -14,6 +14,7 @@ from quantization.backends.torch_quantized import pad
 from quantization.nn.families.conv import check_conv, lower_padding
 from quantization.nn.modes.state import (
     load_output_qparams,
+    packing,
     plain_weight,
     same_shape,
     save_output_qparams,
@@ -43,8 +44,6 @@ class PackedConv(WeightedQuantizedModule):
 
     State dict (version 1): `weight`, `bias` (or None), `scale`, `zero_point`.
     """
-
-    transposed: bool
 
     @classmethod
     def _bind(cls, ops: PackedOps) -> None:
@@ -80,7 +79,8 @@ class PackedConv(WeightedQuantizedModule):
         self.zero_point = 0
         if weight is None:
             weight = plain_weight(family.weight_shape(geometry), torch.qint8)
-        self.set_weight_bias(weight, bias)
+        with packing(self._get_name()):
+            self.set_weight_bias(weight, bias)
 
     def _batched(self, input: Tensor) -> Tensor:
         """Add the batch dimension that an unbatched input lacks, and pad what the kernel does not pad itself."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from quantization.backends.ops import PackedOps
 from quantization.nn.modes.state import (
     load_output_qparams,
+    packing,
     plain_weight,
     same_shape,
     save_output_qparams,
@@ -100,11 +101,11 @@ class PackedLinearParams(nn.Module):
 
 
 def _set_weight_bias(int8: PackedOps, fp16: PackedOps) -> Any:
-    ready, prepack, prepack_fp16 = int8.ready, int8.prepack, fp16.prepack
+    ready, prepack, prepack_fp16 = {torch.float16: fp16.ready}, int8.prepack, fp16.prepack
 
     def set_weight_bias(self: Any, weight: Tensor, bias: Tensor | None) -> None:
         if not torch.jit.is_scripting():
-            ready()
+            ready.get(self.dtype, int8.ready)()
         if self.dtype == torch.qint8:
             self._packed_params = prepack(weight, bias)
         elif self.dtype == torch.float16:
@@ -145,14 +146,16 @@ class PackedLinear(WeightedQuantizedModule):
     ) -> None:
         super().__init__()
         weight = plain_weight((out_features, in_features), dtype)
-        self._fill(weight, torch.zeros(out_features) if bias_ else None, in_features, out_features)
+        bias = torch.zeros(out_features) if bias_ else None
+        self._fill(weight, bias, in_features=in_features, out_features=out_features)
 
     def _fill(self, weight: Tensor, bias: Tensor | None, in_features: int, out_features: int) -> None:
         self.in_features = in_features
         self.out_features = out_features
         self.scale = 1.0
         self.zero_point = 0
-        self._packed_params = self._params.holding(weight, bias)
+        with packing(self._get_name()):
+            self._packed_params = self._params.holding(weight, bias)
 
     @classmethod
     def _constructor_extras(cls, weight: Tensor, _bias: Tensor | None) -> dict[str, Any]:

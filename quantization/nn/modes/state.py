@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,22 @@ def plain_weight(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     raise Unsupported(
         f"Unsupported dtype specified for quantized Linear! It must be torch.qint8 or torch.float16, got {dtype}"
     )
+
+
+@contextlib.contextmanager
+def packing(layer: str) -> Iterator[None]:
+    """Name the layer and the engine where a kernel library refuses to pack a weight."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, Unsupported):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise Unsupported(
+            f"the quantized engine '{torch.backends.quantized.engine}' cannot pack the weight of {layer}: {reason}; "
+            "keep this layer float by setting its qconfig to None, or try another engine of "
+            f"{torch.backends.quantized.supported_engines}"
+        ) from error
 
 
 def take(state_dict: dict[str, Any], key: str, missing_keys: list[str]) -> Any:
