@@ -1,0 +1,1 @@
+"""Arithmetic behind one seam; no `nn.Module` here."""
