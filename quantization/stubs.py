@@ -66,6 +66,8 @@ class QuantWrapper(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"QuantWrapper wraps a torch.nn.Module, got {type(module).__name__}")
         qconfig = getattr(module, "qconfig", None)
         self.add_module("quant", QuantStub(qconfig))
         self.add_module("dequant", DeQuantStub(qconfig))

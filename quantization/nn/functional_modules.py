@@ -177,6 +177,8 @@ class QFunctional(nn.Module, ObserverSlot):
 
     def cat(self, x: list[Tensor], dim: int = 0) -> Tensor:
         """Concatenate along `dim`."""
+        for each in x:
+            expect_quantized(each, "QFunctional.cat")
         return self.activation_post_process(q.cat(x, dim, self.scale, self.zero_point))
 
     def add_relu(self, x: Tensor, y: Tensor) -> Tensor:

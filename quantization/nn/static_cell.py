@@ -20,9 +20,9 @@ def expect_quantized(x: Tensor, who: str) -> None:
 
     Modules that call it declare it to `torch.fx.wrap`, so that symbolic tracing records it and goes on.
     """
-    if not x.is_quantized:
+    if not isinstance(x, Tensor) or not x.is_quantized:
         raise QuantizationError(
-            f"Input to '{who}' must be quantized! It is a plain tensor: put a QuantStub before this module, "
+            f"Input to '{who}' must be quantized! It is float: put a QuantStub before this module, "
             "or leave the module float by setting its qconfig to None before prepare()"
         )
 
