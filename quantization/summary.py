@@ -91,7 +91,8 @@ def summary(model: nn.Module) -> Summary:
 
 def _has_row(module: nn.Module) -> bool:
     known = hasattr(module, FLOAT_TYPE) or hasattr(module, STAYED_FLOAT) or is_observed(module)
-    return known or is_leaf(module) or isinstance(module, FusedModule)
+    empty_container = isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
+    return known or isinstance(module, FusedModule) or (is_leaf(module) and not empty_container)
 
 
 def _row(site: Site) -> Row:

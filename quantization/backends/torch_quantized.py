@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 _q = torch.ops.quantized
 
 
-def _meet_the_dtype_warning() -> None:
-    """Make torch's note on quantized dtypes, which it gives once per process, fall due here and unheard."""
+def _meet_the_warnings() -> None:
+    """Make two notes of torch, each given once per process, fall due here and unheard.
+
+    One says that quantized dtypes are deprecated; the other, that typed storages are, which is what loading
+    or copying a quantized tensor uses inside torch.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.quantize_per_tensor(torch.zeros(1), 1.0, 0, torch.quint8)
+        torch.zeros(1).storage()
 
 
-_meet_the_dtype_warning()
+_meet_the_warnings()
 
 
 def require_engine() -> None:

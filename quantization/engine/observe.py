@@ -78,8 +78,8 @@ def rule_for(site: Site, plan: Plan) -> Rule | None:
 
 
 def is_observed(module: nn.Module) -> bool:
-    """Whether the module already carries an observer or a fake quantizer of its output."""
-    return is_observer(module._modules.get("activation_post_process"))
+    """Whether the module carries an observer of its output; a fake quantizer's own observer is no such."""
+    return is_observer(module._modules.get("activation_post_process")) and not is_observer(module)
 
 
 def is_observer(module: object) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 
 from observers import NoopObserver, ObserverBase, PlaceholderObserver
 from observers.state import has_seen_data
-from quantization.engine.observe import has_qconfig, is_observed
+from quantization.engine.observe import has_qconfig, is_observed, is_observer
 from quantization.engine.swap import FLOAT_TYPE, STAYED_FLOAT
 from quantization.engine.tree import Site, is_leaf, walk
 from quantization.markers import FusedModule, NotObserved
@@ -27,9 +27,9 @@ def observed_count(model: nn.Module) -> int:
     return sum(is_observed(site.module) for site in walk(model))
 
 
-def nothing_observed(model: nn.Module, before: int) -> str | None:
-    """Why `prepare` attached nothing, if so; `before` is the number of observers there were."""
-    if before or observed_count(model):
+def nothing_observed(model: nn.Module) -> str | None:
+    """Why the prepared `model` has nothing to calibrate or train, if so."""
+    if any(_is_instrumented(site.module) for site in walk(model)):
         return None
     if not any(has_qconfig(site.module) for site in walk(model)):
         return (
@@ -83,7 +83,8 @@ def not_fake_quantized(model: nn.Module) -> str | None:
     plain = [
         site
         for site in walk(model)
-        if any(_only_observes(site.module._modules.get(slot)) for slot in _SLOTS)
+        if not is_observer(site.module)
+        and any(_only_observes(site.module._modules.get(slot)) for slot in _SLOTS)
     ]
     if not plain:
         return None

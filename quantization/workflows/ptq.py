@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import contextlib
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from quantization.engine.tree import (
     rewrite,
     walk,
 )
-from quantization.errors import at, notify
+from quantization.errors import QuantizationWarning, at, notify
 from quantization.markers import Composite, FusedModule
 from quantization.stubs import QuantWrapper
 from quantization.workflows import findings
@@ -99,9 +101,8 @@ def _observe(
     custom_config: Mapping[str, Any] | None,
     strict: bool,
 ) -> nn.Module:
-    before = findings.observed_count(model)
     model = attach(model, _plan(leaves, units, custom_config))
-    message = findings.nothing_observed(model, before)
+    message = findings.nothing_observed(model)
     if message:
         notify(message, strict, stacklevel=4)
     return model
@@ -158,12 +159,20 @@ def convert(
         module = copied(module)
     if mapping is None:
         mapping = _default_mapping(is_reference)
-    with restoring(module):
+    with restoring(module), _observers_unheard():
         module = convert_modules(module, mapping, convert_custom_config_dict, use_precomputed_fake_quant)
         findings.record_left_float(module, mapping)
         if remove_qconfig:
             remove_qconfig_(module)
     return module
+
+
+@contextlib.contextmanager
+def _observers_unheard() -> Iterator[None]:
+    """Silence each observer's own word that it saw no data: `convert` has said so, once, for all of them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*must run observer", QuantizationWarning)
+        yield
 
 
 def _default_mapping(is_reference: bool) -> Mapping[Any, Any]:

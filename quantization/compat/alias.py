@@ -1,0 +1,148 @@
+"""Serve torch.ao's module names from this library, in `sys.modules` and as attributes, until undone."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType, TracebackType
+from typing import Any
+
+from quantization.compat.names import LEGACY, RENAMED, SOURCES
+
+_ABSENT = object()
+
+
+class _AliasModule(ModuleType):
+    """A module that looks each name up in our modules, and in the module it stands in for last.
+
+    Looking up at each access keeps tables live, and assigning a name assigns it where our code reads it, so
+    that a program may patch a function here as it would in torch.ao.
+    """
+
+    def __init__(self, name: str, sources: list[ModuleType], original: ModuleType | None) -> None:
+        super().__init__(name, doc=f"{name}, served by eagerquant.")
+        vars(self).update(_sources=sources, _original=original, _replaced={})
+        self.__spec__ = ModuleSpec(name, None, is_package=True)
+        self.__package__ = name
+        self.__path__ = list(getattr(original, "__path__", []))
+
+    def _owner(self, name: str) -> tuple[ModuleType, str] | None:
+        """The module of ours that defines `name`, and what it is called there."""
+        for source in self._sources:
+            if name in vars(source):
+                return source, name
+        if name in RENAMED:
+            module, _, ours = RENAMED[name].partition(":")
+            return importlib.import_module(module), ours
+        return None
+
+    def __getattr__(self, name: str) -> Any:
+        owner = None if name.startswith("__") else self._owner(name)
+        if owner is not None:
+            return getattr(*owner)
+        if self._original is not None and name != "__wrapped__":
+            return getattr(self._original, name)
+        raise AttributeError(f"eagerquant has no {name!r} to serve as {self.__name__}.{name}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        owner = None if name.startswith("__") or isinstance(value, ModuleType) else self._owner(name)
+        if owner is None:
+            super().__setattr__(name, value)
+            return
+        self._replaced.setdefault(name, getattr(*owner))
+        setattr(*owner, value)
+
+    def __delattr__(self, name: str) -> None:
+        owner = self._owner(name) if name in self._replaced else None
+        if owner is None:
+            super().__delattr__(name)
+        else:
+            setattr(*owner, self._replaced.pop(name))
+
+    def __dir__(self) -> list[str]:
+        names = {name for module in (*self._sources, self._original) if module for name in vars(module)}
+        return sorted(names | set(vars(self)))
+
+
+class Alias:
+    """What `alias_torch_ao` put in place; `undo()`, or leaving its `with` block, takes it away again."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, Any] = {}
+        self._attributes: list[tuple[ModuleType, str, Any]] = []
+
+    def _install(self, name: str, module: ModuleType) -> None:
+        self._modules.setdefault(name, sys.modules.get(name, _ABSENT))
+        sys.modules[name] = module
+        parent_name, _, child = name.rpartition(".")
+        parent = sys.modules.get(parent_name)
+        # A function of the same name (`torch.ao.quantization.quantize`) hides the submodule, as in torch.ao.
+        if parent is None or callable(getattr(parent, child, None)):
+            return
+        self._attributes.append((parent, child, vars(parent).get(child, _ABSENT)))
+        setattr(parent, child, module)
+
+    def undo(self) -> None:
+        """Put every module and attribute back; a second call does nothing."""
+        while self._attributes:
+            parent, child, before = self._attributes.pop()
+            if before is not _ABSENT:
+                setattr(parent, child, before)
+            elif child in vars(parent):
+                delattr(parent, child)
+        for name, before in self._modules.items():
+            if before is _ABSENT:
+                sys.modules.pop(name, None)
+            else:
+                sys.modules[name] = before
+        self._modules.clear()
+
+    def __enter__(self) -> Alias:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+
+def alias_torch_ao() -> Alias:
+    """Make `torch.ao.quantization`, `torch.ao.nn.*` and their older names mean this library.
+
+    Programs that import those names afterwards run on our code, unedited; what was imported before keeps
+    what it has. Names that this library does not have are still served by torch.ao where it is installed.
+
+    >>> import torch
+    >>> with alias_torch_ao():
+    ...     from torch.ao.quantization import MinMaxObserver
+    >>> MinMaxObserver.__module__
+    'observers.minmax'
+    """
+    alias = Alias()
+    for name in sorted(SOURCES):
+        if name != "torch.ao" or "torch.ao" not in sys.modules:
+            alias._install(name, _alias_module(name))
+    for legacy, current in LEGACY.items():
+        for name in sorted(SOURCES):
+            if name == current or name.startswith(current + "."):
+                alias._install(legacy + name.removeprefix(current), sys.modules[name])
+    return alias
+
+
+def _alias_module(name: str) -> _AliasModule:
+    original = _original(name)
+    if isinstance(original, _AliasModule):
+        original = original._original
+    # A source may be a room that is not built yet.
+    present = [source for source in SOURCES[name] if importlib.util.find_spec(source) is not None]
+    return _AliasModule(name, [importlib.import_module(source) for source in present], original)
+
+
+def _original(name: str) -> ModuleType | None:
+    """torch.ao's module of that name, where it can be imported."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
