@@ -392,10 +392,11 @@ class _DeviceOf:
         module = self._module()
         return self if module is None else _DeviceOf(memo.get(id(module), module))
 
-    def __getstate__(self) -> nn.Module | None:
-        return self._module()
+    def __getstate__(self) -> tuple[nn.Module | None]:
+        return (self._module(),)
 
-    def __setstate__(self, module: nn.Module | None) -> None:
+    def __setstate__(self, state: tuple[nn.Module | None]) -> None:
+        (module,) = state
         self._module = _nothing if module is None else weakref.ref(module)
 
 
