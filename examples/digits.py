@@ -136,10 +136,10 @@ WORKFLOWS: dict[str, Callable[[nn.Module, Feed], nn.Module]] = {
 
 def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (N, 1, 8, 8) in [0, 1] and labels: for training, and held out."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 16
-    labels = torch.tensor(digits.target)
-    index = train_test_split(range(len(labels)), test_size=0.25, stratify=digits.target, random_state=0)
+    pixels, targets = load_digits(return_X_y=True)
+    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
+    labels = torch.tensor(targets)
+    index = train_test_split(range(len(targets)), test_size=0.25, stratify=targets, random_state=0)
     train, test = map(torch.tensor, index)
     return images[train], labels[train], images[test], labels[test]
 
@@ -251,7 +251,7 @@ def main(epochs: int) -> int:
     feeds: dict[str, Feed] = {
         "QAT": lambda prepared: train(prepared, images, labels, max(1, epochs // 4), 0.001, "train QAT"),
     }
-    converted = {"float": model.eval()}
+    converted: dict[str, nn.Module] = {"float": model.eval()}
     for name, workflow in WORKFLOWS.items():
         feed = feeds.get(name, lambda prepared, name=name: calibrate(prepared, images, f"calibrate {name}"))
         converted[name] = workflow(copy.deepcopy(model), feed)
