@@ -254,13 +254,21 @@ def default_dynamic_spec(dtype: torch.dtype) -> tuple[tuple[type[nn.Module], ...
     return tuple(find(name) for name in recipe.types), getattr(qconfigs, recipe.qconfig)
 
 
-def _get_special_act_post_process(module: nn.Module) -> Callable[[], nn.Module] | None:
-    """The factory for the output of a module whose range is known beforehand; None for any other module."""
+def get_special_act_post_process(module: nn.Module) -> Callable[[], nn.Module] | None:
+    """The factory for the output of a module whose range is known beforehand; None for any other module.
+
+    >>> get_special_act_post_process(nn.Sigmoid())().scale.item()
+    0.00390625
+    """
     return DEFAULT_MODULE_TO_ACT_POST_PROCESS.get(type_before_parametrizations(module))
 
 
-def _has_special_act_post_process(module: nn.Module) -> bool:
-    """Whether the module is in training and its output range is known beforehand."""
+def has_special_act_post_process(module: nn.Module) -> bool:
+    """Whether the module is in training and its output range is known beforehand.
+
+    >>> has_special_act_post_process(nn.Tanh()), has_special_act_post_process(nn.Tanh().eval())
+    (True, False)
+    """
     return module.training and type(module) in DEFAULT_MODULE_TO_ACT_POST_PROCESS
 
 
@@ -276,3 +284,8 @@ def _counterpart(
             "name one in the additional mapping, or leave the module out by setting its qconfig to None"
         )
     return found
+
+
+# Names of torch.ao that other code imports.
+_get_special_act_post_process = get_special_act_post_process
+_has_special_act_post_process = has_special_act_post_process
