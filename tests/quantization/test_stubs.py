@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -62,12 +64,12 @@ def test_the_wrapper_survives_before_and_after_conversion(life: str) -> None:
 
 
 def test_the_wrapper_has_no_class_annotations_for_torchscript_to_hold_it_to() -> None:
-    assert not QuantWrapper.__dict__.get("__annotations__")
+    assert not inspect.get_annotations(QuantWrapper)
     wrapper = QuantWrapper(nn.ReLU())
     wrapper.quant = nn.Identity()
     assert scripted(wrapper)(torch.tensor([-1.0])).item() == 0
 
 
 def test_the_wrapper_refuses_what_is_not_a_module() -> None:
-    with pytest.raises(TypeError, match="QuantWrapper wraps a torch.nn.Module, got int"):
+    with pytest.raises(TypeError, match=r"QuantWrapper wraps a torch\.nn\.Module, got int"):
         QuantWrapper(3)  # pyright: ignore[reportArgumentType]
