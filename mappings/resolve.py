@@ -85,7 +85,7 @@ def find(name: str, namespaces: Namespaces = NAMESPACES) -> Any:
     if namespace not in namespaces:
         raise KeyError(f"{name!r}: no namespace {namespace!r}, expected one of {sorted(namespaces)}")
     for module in namespaces[namespace]:
-        found = getattr(_load(module), attribute, None)
+        found = getattr(load(module), attribute, None)
         if found is not None:
             return found
     return None
@@ -132,8 +132,14 @@ def cell_name(column: Column, cell: str) -> str:
     return cell if ":" in cell else f"{_HOME[column]}:{cell}"
 
 
-def _load(module: str) -> Any:
-    """The module, or None if it does not exist; an error inside an existing module is not hidden."""
+def load(module: str) -> Any:
+    """The module, or None if it does not exist; an error inside an existing module is not hidden.
+
+    >>> load("torch.nn").__name__
+    'torch.nn'
+    >>> load("torch.no_such_module") is None
+    True
+    """
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

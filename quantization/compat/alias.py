@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import sys
 from importlib.machinery import ModuleSpec
 from types import ModuleType, TracebackType
 from typing import Any
 
+from mappings.resolve import load
 from quantization.compat.names import LEGACY, RENAMED, SOURCES
 
 _ABSENT = object()
@@ -35,7 +34,7 @@ class _AliasModule(ModuleType):
                 return source, name
         if name in RENAMED:
             module, _, ours = RENAMED[name].partition(":")
-            return importlib.import_module(module), ours
+            return load(module), ours
         return None
 
     def __getattr__(self, name: str) -> Any:
@@ -136,13 +135,13 @@ def _alias_module(name: str) -> _AliasModule:
     if isinstance(original, _AliasModule):
         original = original._original
     # A source may be a room that is not built yet.
-    present = [source for source in SOURCES[name] if importlib.util.find_spec(source) is not None]
-    return _AliasModule(name, [importlib.import_module(source) for source in present], original)
+    present = [source for source in map(load, SOURCES[name]) if source is not None]
+    return _AliasModule(name, present, original)
 
 
 def _original(name: str) -> ModuleType | None:
     """torch.ao's module of that name, where it can be imported."""
     try:
-        return importlib.import_module(name)
+        return load(name)
     except ImportError:
         return None
