@@ -14,7 +14,7 @@ from quantization.nn.families.conv import CONV1D, CONV2D, CONV3D
 from quantization.nn.families.embedding import EMBEDDING, EMBEDDING_BAG
 from quantization.nn.families.linear import LINEAR
 from quantization.nn.modes.qat import QatConv, QatConvReLU, QatEmbedding, QatEmbeddingBag, QatLinear
-from quantization.nn.modes.qat_batchnorm import QatConvBn, QatConvBnReLU, QatLinearBn
+from quantization.nn.modes.qat_batchnorm import QatBatchNorm, QatConvBn, QatConvBnReLU, QatLinearBn
 
 __all__ = [
     "Conv1d",
@@ -172,11 +172,11 @@ def freeze_bn_stats(mod: nn.Module) -> None:
     >>> model.apply(freeze_bn_stats)[0].bn.training
     False
     """
-    if type(mod) in _WITH_NORM:
+    if isinstance(mod, QatBatchNorm) and type(mod) in _WITH_NORM:
         mod.freeze_bn_stats()
 
 
 def update_bn_stats(mod: nn.Module) -> None:
-    """Undo `freeze_bn_stats`: the layer normalizes by the statistics of each batch again; for `model.apply`."""
-    if type(mod) in _WITH_NORM:
+    """Undo `freeze_bn_stats`: normalize by the statistics of each batch again; for `model.apply`."""
+    if isinstance(mod, QatBatchNorm) and type(mod) in _WITH_NORM:
         mod.update_bn_stats()

@@ -24,6 +24,7 @@ class Linear(qat.Linear):
         if not _activation_is_memoryless(qconfig):
             raise QuantizationError(
                 "Dynamic QAT requires a memoryless observer."
-                "This means a MovingAverage observer with averaging constant equal to 1, because at inference each "
-                "batch has its own range; use default_dynamic_qat_qconfig, or pass averaging_constant=1"
+                "This means a MovingAverage observer with averaging constant equal to 1, because at "
+                "inference each batch has its own range; use default_dynamic_qat_qconfig, or pass "
+                "averaging_constant=1"
             )

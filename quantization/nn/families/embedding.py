@@ -10,7 +10,15 @@ from torch.nn import functional as F
 
 from quantization.nn.families.family import Family
 
-_SHARED = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
+_SHARED = (
+    "num_embeddings",
+    "embedding_dim",
+    "padding_idx",
+    "max_norm",
+    "norm_type",
+    "scale_grad_by_freq",
+    "sparse",
+)
 
 
 def _weight_shape(geometry: Mapping[str, Any]) -> tuple[int, ...]:

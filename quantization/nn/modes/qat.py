@@ -1,14 +1,14 @@
 """The QAT column: a float layer whose weight passes a fake quantizer before every use.
 
-`Qat` is what all cells share; below it one mixin per family holds the constructor and the float operation, and
-`nn/qat.py` combines them with torch's layers. A QAT layer *is* a float layer (`nn.Linear`, `nn.Conv2d`), so
-optimizers, initializers and checkpoints treat it as one. `from_float` shares the parameters of the float layer:
-an optimizer made before `prepare_qat` goes on training the right tensors.
+`Qat` is what all cells share; below it one mixin per family holds the constructor and the float operation,
+and `nn/qat.py` combines them with torch's layers. A QAT layer *is* a float layer (`nn.Linear`, `nn.Conv2d`),
+so optimizers, initializers and checkpoints treat it as one. `from_float` shares the parameters of the float
+layer: an optimizer made before `prepare_qat` goes on training the right tensors.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,13 @@ from quantization.nn.families.family import Family
 class Qat(nn.Module):
     """A float layer with a `weight_fake_quant`, made from a float layer or a fused one by `from_float`.
 
-    `_FLOAT_MODULE` is what `from_float` takes, `_FLOAT_RELU_MODULE` what `to_float` puts behind the float layer.
+    `_FLOAT_MODULE` is what `from_float` takes, `_FLOAT_RELU_MODULE` what `to_float` puts behind the layer.
     """
+
+    if TYPE_CHECKING:
+        # Brought by the layer class beside this mixin. Annotations at run time would reach TorchScript.
+        weight: Any
+        bias: Any
 
     _FLOAT_MODULE: Any = None
     _FLOAT_RELU_MODULE: Any = None
@@ -48,12 +53,12 @@ class Qat(nn.Module):
             )
         if qconfig.weight is None:
             raise InvalidRequest(
-                f"the qconfig of QAT module {type(self).__name__} has weight=None: give it a fake quantizer such "
-                "as default_weight_fake_quant, or torch.nn.Identity to train with a float weight"
+                f"the qconfig of QAT module {type(self).__name__} has weight=None: give it a fake quantizer "
+                "such as default_weight_fake_quant, or torch.nn.Identity to train with a float weight"
             )
         self.qconfig = qconfig
-        factory_kwargs = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
-        made = qconfig.weight(factory_kwargs=factory_kwargs) if factory_kwargs else qconfig.weight()
+        where = {k: v for k, v in (("device", device), ("dtype", dtype)) if v is not None}
+        made: Any = qconfig.weight(factory_kwargs=where) if where else qconfig.weight()
         self.weight_fake_quant = made
 
     @classmethod
@@ -84,9 +89,11 @@ class Qat(nn.Module):
         return self._fuse_float(layer)
 
     def _fuse_float(self, layer: nn.Module) -> nn.Module:
-        relu = self._FLOAT_RELU_MODULE
-        whole = layer if relu is None else getattr(self, "_FUSED_FLOAT_MODULE", self._FLOAT_MODULE)(layer, relu())
-        return whole.train(self.training)
+        """Put the tail behind the float layer: as what `from_float` took, or that without its norm."""
+        if self._FLOAT_RELU_MODULE is not None:
+            whole = getattr(self, "_FUSED_FLOAT_MODULE", self._FLOAT_MODULE)
+            layer = whole(layer, self._FLOAT_RELU_MODULE())
+        return layer.train(self.training)
 
 
 def float_qconfig(cls: type[Any], mod: Any) -> Any:
@@ -96,8 +103,8 @@ def float_qconfig(cls: type[Any], mod: Any) -> Any:
     same = cls._family.float_types if expected in cls._family.float_types else (expected,)
     if got not in same:
         raise InvalidRequest(
-            f"{call} only works for {expected.__name__}, got {got.__name__}: pass exactly an {expected.__name__}; "
-            "a subclass may compute something else, so map it to a QAT class of its own"
+            f"{call} only works for {expected.__name__}, got {got.__name__}: pass exactly that type; a "
+            "subclass may compute something else, so map it to a QAT class of its own"
         )
     if not hasattr(mod, "qconfig"):
         raise InvalidRequest(
@@ -106,8 +113,8 @@ def float_qconfig(cls: type[Any], mod: Any) -> Any:
         )
     if not mod.qconfig:
         raise InvalidRequest(
-            f"Input float module must have a valid qconfig, got {mod.qconfig!r}: set module.qconfig before {call}, "
-            "or leave the module float"
+            f"Input float module must have a valid qconfig, got {mod.qconfig!r}: set module.qconfig before "
+            f"{call}, or leave the module float"
         )
     return mod.qconfig
 
@@ -149,6 +156,9 @@ class QatConv(Qat):
     """Constructor and float operation of the convolutions of every rank and padding mode."""
 
     _FLOAT_CONV_MODULE: Any = None
+
+    if TYPE_CHECKING:
+        _conv_forward: Any
 
     def __init__(
         self,
@@ -197,6 +207,15 @@ class QatConvReLU(QatConv):
 class QatLookup(Qat):
     """What the two embedding cells share: the weight is quantized per row, with float zero points."""
 
+    if TYPE_CHECKING:
+        padding_idx: Any
+        max_norm: Any
+        norm_type: Any
+        scale_grad_by_freq: Any
+        mode: Any
+        sparse: Any
+        include_last_offset: Any
+
     # How messages name the layer.
     _LABEL = ""
 
@@ -204,9 +223,9 @@ class QatLookup(Qat):
         got = getattr(self.weight_fake_quant, "qscheme", None)
         if got != torch.per_channel_affine_float_qparams:
             raise InvalidRequest(
-                f"{self._LABEL} weights requires a qscheme of {torch.per_channel_affine_float_qparams} Got {got}: "
-                "give the module default_embedding_qat_qconfig (or its 4-bit variant), or qconfig=None to leave it "
-                "float"
+                f"{self._LABEL} weights requires a qscheme of {torch.per_channel_affine_float_qparams} Got "
+                f"{got}: give the module default_embedding_qat_qconfig (or its 4-bit variant), or set its "
+                "qconfig to None to leave it float"
             )
 
 

@@ -1,23 +1,23 @@
 """QAT of a layer with the batch norm after it: what is fake-quantized is the weight inference will use.
 
-At inference the norm is folded into the layer, so training must round the *folded* weight. With the norm's scale
-g, shift b, running variance v (per output channel), s = sqrt(v + eps) and layer weight W:
+At inference the norm is folded into the layer, so training must round the *folded* weight. With the norm's
+scale g, shift b, running variance v (per output channel), s = sqrt(v + eps) and layer weight W:
 
     folded weight     W * g / s            this is fake-quantized, called Q below
     fast path         bn(op(x, Q) / (g / s) + bias)
     slow path         op(x, Q) * s / s_batch - g * mean_batch / s_batch + b       while the norm is training
                       op(x, Q) - g * (running_mean - bias) / s + b                once it is frozen
 
-The fast path divides by g / s, which loses precision where g is near zero; the slow path never divides by g but runs
-the layer twice. Both follow R. Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference",
-arXiv:1806.08342, section 3.2.2. Set `_enable_slow_path_for_better_numerical_stability = True` on a convolution to
-choose the slow one.
+The fast path divides by g / s, which loses precision where g is near zero; the slow path never divides by g
+but runs the layer twice. Both follow R. Krishnamoorthi, "Quantizing deep convolutional networks for efficient
+inference", arXiv:1806.08342, section 3.2.2. A convolution takes the slow path when its
+`_enable_slow_path_for_better_numerical_stability` is set to True.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,11 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 class QatBatchNorm(Qat):
     """Batch norm statistics of a fused QAT layer: freeze, update, reset, fold; and the fast path."""
 
-    def _add_norm(self, bn: nn.Module, freeze_bn: bool) -> None:
+    if TYPE_CHECKING:
+
+        def _without_bias(self, input: Tensor, weight: Tensor) -> Tensor: ...
+
+    def _add_norm(self, bn: Any, freeze_bn: bool) -> None:
         self.freeze_bn = freeze_bn
         self.bn = bn
 
@@ -88,13 +92,13 @@ class QatBatchNorm(Qat):
     def _running_mean(self) -> Tensor:
         mean = self.bn.running_mean
         if mean is None:
-            raise ValueError("the batch norm keeps no running statistics: build it with track_running_stats=True")
+            raise ValueError("the batch norm keeps no statistics: build it with track_running_stats=True")
         return mean
 
     def _running_var(self) -> Tensor:
         variance = self.bn.running_var
         if variance is None:
-            raise ValueError("the batch norm keeps no running statistics: build it with track_running_stats=True")
+            raise ValueError("the batch norm keeps no statistics: build it with track_running_stats=True")
         return variance
 
     @classmethod
@@ -130,8 +134,8 @@ def check_foldable(cls: type[Any], layer: Any, bn: Any) -> None:
     expected = f"num_features={out}, affine=True and track_running_stats=True"
     if bn.num_features != out or bn.weight is None or bn.bias is None or bn.running_var is None:
         raise InvalidRequest(
-            f"qat.{cls.__name__}.from_float folds the batch norm into the layer before it and needs {expected}, got "
-            f"{found}: build the norm that way, or leave the two modules unfused"
+            f"qat.{cls.__name__}.from_float folds the batch norm into the layer before it and needs "
+            f"{expected}, got {found}: build the norm that way, or leave the two modules unfused"
         )
 
 
@@ -143,6 +147,9 @@ class QatConvBn(QatBatchNorm):
     _version = 2
     _FLOAT_CONV_MODULE: Any = None
     _FLOAT_BN_MODULE: Any = None
+
+    if TYPE_CHECKING:
+        _conv_forward: Any
 
     def __init__(
         self,
@@ -168,9 +175,12 @@ class QatConvBn(QatBatchNorm):
             padding=padding,
             dilation=dilation,
             groups=groups,
-            bias=bool(bias),
+            bias=False,
             padding_mode=padding_mode,
         )
+        if bias:
+            # Drawn by reset_bn_parameters, after the norm's scale: a seeded run then repeats torch.ao's.
+            self.bias = nn.Parameter(torch.empty(out_channels))
         self._add_norm(self._FLOAT_BN_MODULE(out_channels, eps=eps, momentum=momentum), freeze_bn)
         self._fake_quantize_weight(qconfig)
         self.reset_bn_parameters()
@@ -188,7 +198,7 @@ class QatConvBn(QatBatchNorm):
     def _without_bias(self, input: Tensor, weight: Tensor) -> Tensor:
         return self._conv_forward(input, weight, None)
 
-    def _normalized(self, input: Tensor) -> Tensor:
+    def _forward(self, input: Tensor) -> Tensor:
         if self._enable_slow_path_for_better_numerical_stability:
             return self._forward_slow(input)
         return self._forward_approximate(input)
@@ -209,7 +219,7 @@ class QatConvBn(QatBatchNorm):
         return output
 
     def _batch_statistics(self, input: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the layer without bias: the batch's, or the running ones if frozen."""
+        """Mean and deviation of the layer without its bias: the batch's, or the running ones if frozen."""
         if not self.bn.training:
             mean = self._running_mean()
             if self.bias is not None:
@@ -219,13 +229,14 @@ class QatConvBn(QatBatchNorm):
         with torch.no_grad():
             # Only for its running statistics, which the folded weight below is made with.
             self.bn(raw if self.bias is None else raw + _per_channel(self.bias, raw))
-        axes = [0] + list(range(2, raw.dim()))
+        axes = list(range(raw.dim()))
+        axes.pop(1)
         mean = raw.mean(axes)
         variance = torch.square(raw - _per_channel(mean, raw)).mean(axes)
         return mean, torch.sqrt(variance + self.bn.eps)
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._normalized(input)
+        return self._forward(input)
 
     def _folded(self) -> tuple[nn.Parameter, nn.Parameter]:
         bn = self.bn
@@ -259,7 +270,7 @@ class QatConvBnReLU(QatConvBn):
     _FUSED_FLOAT_MODULE: Any = None
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.relu(self._normalized(input))
+        return F.relu(self._forward(input))
 
 
 class QatLinearBn(QatBatchNorm):
