@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from observers import PlaceholderObserver
 from observers.dtypes import facts_of, is_float_qparams, is_per_tensor
+from observers.state import has_seen_data
 from quantization.errors import InvalidRequest
 
 _STORABLE = (torch.qint8, torch.quint8, torch.qint32, torch.quint4x2)
@@ -111,7 +113,8 @@ def get_qparam_dict(observer_or_fake_quant: nn.Module) -> dict[str, object]:
     torch.float32
     """
     observer = observer_or_fake_quant
-    qscheme = getattr(observer, "qscheme", None)
+    # A placeholder carries a qscheme but no parameters.
+    qscheme = None if isinstance(observer, PlaceholderObserver) else getattr(observer, "qscheme", None)
     result: dict[str, object] = {
         "qscheme": None if qscheme is None else _AFFINE_FORM.get(qscheme, qscheme),
         "dtype": observer.dtype,
@@ -129,12 +132,13 @@ def get_qparam_dict(observer_or_fake_quant: nn.Module) -> dict[str, object]:
 
 
 def _check_ready(weight: Tensor, observer: nn.Module) -> None:
-    if getattr(observer, "min_val", None) is None and not hasattr(observer, "activation_post_process"):
-        return  # a kind that needs no data
-    minimum = getattr(getattr(observer, "activation_post_process", observer), "min_val", None)
-    if weight.numel() == 0 or not isinstance(minimum, Tensor):
-        return
-    if minimum.numel() == 0 or bool(torch.isposinf(minimum).all()):
+    """Refuse an observer whose parameters would not describe the weight; an empty weight is seen by none."""
+    if not bool(torch.isfinite(weight).all()):
+        raise InvalidRequest(
+            f"the weight of shape {tuple(weight.shape)} holds NaN or infinity, which no code can express; "
+            "check the training run or the checkpoint"
+        )
+    if weight.numel() and has_seen_data(observer) is False:
         raise InvalidRequest(
             f"the weight observer {type(observer).__name__} has seen no data; run it on the weight first"
         )

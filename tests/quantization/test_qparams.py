@@ -76,6 +76,22 @@ def test_the_dictionary_is_that_of_torch_ao(make: Make) -> None:
     assert repr(list(actual.items())) == repr(list(expected.items()))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ns: ns.PlaceholderObserver(dtype=torch.float16),
+        lambda ns: ns.NoopObserver(),
+        lambda ns: ns.RecordingObserver(),
+        lambda ns: ns.ReuseInputObserver(),
+    ],
+    ids=["placeholder", "noop", "recording", "reuse"],
+)
+def test_what_has_no_parameters_has_a_short_dictionary(make: Make) -> None:
+    ao = pytest.importorskip("torch.ao.quantization")
+    theirs_utils = pytest.importorskip("torch.ao.quantization.utils")
+    assert get_qparam_dict(make(observers)) == theirs_utils.get_qparam_dict(make(ao))
+
+
 def test_codes_stay_within_the_observers_range() -> None:
     observer = MinMaxObserver(**SYMMETRIC, quant_min=-16, quant_max=15)
     observer(torch.tensor([-1.0, 1.0]))
@@ -120,6 +136,15 @@ def test_a_parameter_is_left_as_it_was() -> None:
 def test_an_observer_without_data_is_refused(observer: nn.Module) -> None:
     with pytest.raises(InvalidRequest, match="has seen no data; run it on the weight first"):
         quantize_weight(torch.ones(2, 2), observer)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_refused(bad: float) -> None:
+    weight = torch.tensor([[1.0, bad]])
+    observer = MinMaxObserver(**SYMMETRIC)
+    observer(torch.ones(1))
+    with pytest.raises(InvalidRequest, match=r"weight of shape \(1, 2\) holds NaN or infinity"):
+        quantize_weight(weight, observer)
 
 
 def test_another_weight_with_other_channels_is_refused() -> None:
