@@ -156,7 +156,7 @@ embedding_byte = _q.embedding_byte
 
 
 def pad(x: Tensor, amounts: list[int], mode: str) -> Tensor:
-    """`F.pad` for quantized and float tensors; where torch cannot pad codes, it pads values, which is exact."""
+    """`F.pad` for quantized and float tensors; where torch cannot pad codes, it pads values: exact too."""
     if not x.is_quantized or mode == "constant" or (mode == "reflect" and x.dim() < 5):
         return torch.nn.functional.pad(x, amounts, mode)
     padded = torch.nn.functional.pad(x.dequantize(), amounts, mode)

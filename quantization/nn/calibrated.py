@@ -1,4 +1,4 @@
-"""What a quantized layer is made from: the weight to pack, its observer, and the output's scale and zero point.
+"""What a quantized layer is made from: the weight, its observer, and the output's scale and zero point.
 
 Nothing here changes the module it reads: observers run as copies, and batch normalisation folds into copies.
 """
@@ -22,8 +22,8 @@ from quantization.qparams import output_qparams
 class Calibrated:
     """A float or QAT module, read.
 
-    `weight` is detached and has batch normalisation folded in, `weight_observer` has seen it, `geometry` is the
-    module that carries the constructor arguments: the first of a fused float module, else the module itself.
+    `weight` is detached and has batch normalisation folded in, `weight_observer` has seen it. `geometry` is
+    the module that carries the constructor arguments: the first of a fused float module, else the module.
     """
 
     weight: Tensor
@@ -37,9 +37,9 @@ class Calibrated:
 def calibrated(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Calibrated:
     """Read a float, fused or QAT module for static quantization.
 
-    The weight observer is the module's `weight_fake_quant` or a new `qconfig.weight()`. It sees the weight once
-    more here, which moves a moving average; with `use_precomputed_fake_quant` a `weight_fake_quant` does not.
-    Raises `InvalidRequest` when there is neither.
+    The weight observer is the module's `weight_fake_quant` or a new `qconfig.weight()`. It sees the weight
+    once more here, which moves a moving average; with `use_precomputed_fake_quant` a `weight_fake_quant` does
+    not. Raises `InvalidRequest` when there is neither.
 
     >>> linear = nn.Linear(2, 2)
     >>> linear.weight_fake_quant = default_weight_observer()
@@ -60,14 +60,14 @@ def calibrated(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Cali
 def calibrated_weight(mod: nn.Module) -> Calibrated:
     """Read a float, fused or QAT module for dynamic quantization: only the weight matters.
 
-    The observer is always a new `qconfig.weight()`, or the default one where the qconfig is None, also for a QAT
-    module, as torch.ao has it.
+    The observer is always a new `qconfig.weight()`, or the default one where the qconfig is None, also for a
+    QAT module, as torch.ao has it.
     """
     inner = unwrapped(mod)
     weight, bias = folded(inner)
     qconfig = _qconfig(mod, inner)
-    plain = qconfig is None or qconfig.weight is None
-    observer = default_weight_observer() if plain else qconfig.weight()
+    make = getattr(qconfig, "weight", None) or default_weight_observer
+    observer = make()
     return Calibrated(weight, bias, seen(weight, observer), 1.0, 0, inner)
 
 
@@ -78,15 +78,15 @@ def unwrapped(mod: nn.Module) -> Any:
     return mod
 
 
-def folded(mod: nn.Module) -> tuple[Tensor, Tensor | None]:
+def folded(mod: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias, detached, with the `bn` of a batch-normalised QAT module folded in."""
-    weight, bias = mod.weight.detach(), mod.bias  # pyright: ignore[reportCallIssue]
-    bias = None if bias is None else bias.detach()
+    weight = mod.weight.detach()
+    bias = None if mod.bias is None else mod.bias.detach()
     bn = getattr(mod, "bn", None)
     if bn is None:
         return weight, bias
     fuse = fuse_linear_bn_weights if isinstance(mod, nn.Linear) else fuse_conv_bn_weights
-    weight, bias = fuse(weight, bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)  # pyright: ignore
+    weight, bias = fuse(weight, bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)
     return weight.detach(), bias.detach()
 
 

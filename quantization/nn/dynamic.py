@@ -1,4 +1,4 @@
-"""Dynamically quantized layers: the names of `torch.ao.nn.quantized.dynamic` and its intrinsic counterpart."""
+"""Dynamically quantized layers: the names of `torch.ao.nn.quantized.dynamic` and its intrinsic twin."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Linear(
         return text + (f", qscheme={self.weight().qscheme()}" if dtype == torch.qint8 else "")
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
-        self.version = local_metadata.get("version")
+        # Without metadata (a plain dict) only the keys tell an old file from one of ours.
+        if "version" in local_metadata or prefix + "_packed_params._packed_params" not in state_dict:
+            self.version = local_metadata.get("version")
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
 
@@ -73,13 +75,15 @@ class _DynamicConv(Dynamic):
     def _fill(self, *weight_and_bias: Any, **geometry: Any) -> None:
         super()._fill(*weight_and_bias, **geometry)
         warnings.warn(
-            f"dynamic {type(self).__name__} loses more accuracy than a static one: prefer prepare and convert",
+            f"dynamic {type(self).__name__} has poor numerical accuracy: prefer prepare and convert",
             QuantizationWarning,
             stacklevel=4,
         )
 
 
-class Conv1d(_DynamicConv, quantized.Conv1d, ops=torch_quantized.CONV1D_DYNAMIC, forward=dynamic_conv_forward):
+class Conv1d(
+    _DynamicConv, quantized.Conv1d, ops=torch_quantized.CONV1D_DYNAMIC, forward=dynamic_conv_forward
+):
     """Dynamic `nn.Conv1d`: float input of shape (N, C, L) or (C, L)."""
 
     def __init__(
@@ -103,11 +107,15 @@ class Conv1d(_DynamicConv, quantized.Conv1d, ops=torch_quantized.CONV1D_DYNAMIC,
         )
 
 
-class Conv2d(_DynamicConv, quantized.Conv2d, ops=torch_quantized.CONV2D_DYNAMIC, forward=dynamic_conv_forward):
+class Conv2d(
+    _DynamicConv, quantized.Conv2d, ops=torch_quantized.CONV2D_DYNAMIC, forward=dynamic_conv_forward
+):
     """Dynamic `nn.Conv2d`: float input of shape (N, C, H, W) or (C, H, W)."""
 
 
-class Conv3d(_DynamicConv, quantized.Conv3d, ops=torch_quantized.CONV3D_DYNAMIC, forward=dynamic_conv_forward):
+class Conv3d(
+    _DynamicConv, quantized.Conv3d, ops=torch_quantized.CONV3D_DYNAMIC, forward=dynamic_conv_forward
+):
     """Dynamic `nn.Conv3d`: float input of shape (N, C, D, H, W) or (C, D, H, W)."""
 
 

@@ -116,7 +116,9 @@ class LinearLeakyReLU(
         super().__init__(in_features, out_features, bias, dtype)
         self.negative_slope = negative_slope
 
-    def _fill(self, weight: Tensor, bias: Tensor | None, negative_slope: float = 0.01, **geometry: Any) -> None:
+    def _fill(
+        self, weight: Tensor, bias: Tensor | None, negative_slope: float = 0.01, **geometry: Any
+    ) -> None:
         super()._fill(weight, bias, **geometry)
         self.negative_slope = negative_slope
 

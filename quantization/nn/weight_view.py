@@ -1,4 +1,4 @@
-"""`.weight` and `.bias` of a layer whose weight is packed: callable as in torch.ao, and readable as a tensor is."""
+"""`.weight` and `.bias` of a layer whose weight is packed: callable as in torch.ao, readable as a tensor."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class WeightView:
     """A packed tensor seen from outside: `view()` unpacks it, `view.shape` and the like read it.
 
     `dtype`, `device` and `shape` are known without unpacking; every other attribute is the unpacked tensor's.
-    Torch functions take a view as the float tensor it stands for. Code that asks torch whether all tensors are
-    plain ones, such as the fast path of `nn.TransformerEncoderLayer`, is told no and steps aside.
+    Torch functions take a view as the float tensor it stands for. Code that asks torch whether all tensors
+    are plain ones, such as the fast path of `nn.TransformerEncoderLayer`, is told no and steps aside.
     """
 
     def __init__(self, unpack: Callable[[], Any], dtype: torch.dtype, shape: Sequence[int]) -> None:
@@ -51,7 +51,7 @@ class WeightView:
 class ViewOf:
     """The class attribute that makes `module.weight` a `WeightView`; TorchScript passes it over.
 
-    `read` names the module's method that unpacks, `facts` the one that gives `(dtype, shape)` without unpacking.
+    `read` names the module's method that unpacks, `facts` the one that gives `(dtype, shape)` without it.
     """
 
     def __init__(self, read: str, facts: str, doc: str) -> None:

@@ -115,7 +115,9 @@ def check_conv(geometry: Mapping[str, Any], transposed: bool) -> None:
     """Refuse channel counts that the groups do not divide, and padding modes that do not exist."""
     for name in ("in_channels", "out_channels"):
         if geometry[name] % geometry["groups"] != 0:
-            raise QuantizationError(f"{name} must be divisible by groups, got {geometry[name]} and {geometry['groups']}")
+            raise QuantizationError(
+                f"{name} must be divisible by groups, but {geometry[name]} is not by {geometry['groups']}"
+            )
     modes = ("zeros",) if transposed else _PADDING_MODES
     if geometry["padding_mode"] not in modes:
         allowed = " or ".join(repr(mode) for mode in modes)

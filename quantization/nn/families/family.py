@@ -15,9 +15,9 @@ Geometry = dict[str, Any]
 class Family:
     """A kind of layer: its float types, constructor arguments, weight shape and float arithmetic.
 
-    `fields` are constructor arguments that are attributes of the float module too. `weight_shape` maps them to
-    the shape of the weight, `apply(module, x, weight, bias)` is the float layer with another weight, and `rank`
-    counts the spatial dimensions of its input.
+    `fields` are constructor arguments that are attributes of the float module too. `weight_shape` maps them
+    to the shape of the weight, `apply(module, x, weight, bias)` is the float layer with another weight, and
+    `rank` counts the spatial dimensions of its input.
     """
 
     float_types: tuple[type[nn.Module], ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,10 @@ class PackedConv(WeightedQuantizedModule):
     State dict (version 1): `weight`, `bias` (or None), `scale`, `zero_point`.
     """
 
+    if TYPE_CHECKING:  # TorchScript would try to resolve annotations of instance attributes
+        out_channels: int
+        kernel_size: tuple[int, ...]
+
     @classmethod
     def _bind(cls, ops: PackedOps) -> None:
         super()._bind(ops)
@@ -83,15 +87,15 @@ class PackedConv(WeightedQuantizedModule):
             self.set_weight_bias(weight, bias)
 
     def _batched(self, input: Tensor) -> Tensor:
-        """Add the batch dimension that an unbatched input lacks, and pad what the kernel does not pad itself."""
+        """Add the batch dimension an unbatched input lacks, and pad what the kernel does not pad itself."""
         rank = len(self.kernel_size)
         x = input
         if input.dim() == rank + 1:
             x = input.unsqueeze(0)
         elif input.dim() != rank + 2:
             raise ValueError(
-                "Input shape must be `(N, C, L)`, `(N, C, H, W)` or `(N, C, D, H, W)` for convolutions of 1, 2 and 3 "
-                f"dimensions, N being optional; this one has {rank}, but the input has shape {input.shape}"
+                "Input shape must be `(N, C, L)`, `(N, C, H, W)` or `(N, C, D, H, W)` for 1, 2 and 3 "
+                f"dimensions, N optional; this convolution has {rank}, but the input has shape {input.shape}"
             )
         if self._pad_mode != "none":
             x = pad(x, self._pad_amounts, self._pad_mode)
@@ -103,10 +107,14 @@ class PackedConv(WeightedQuantizedModule):
     def extra_repr(self) -> str:
         """Channels, kernel, stride, output parameters, and whatever differs from its default."""
         rank = len(self.kernel_size)
-        parts = [f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"]
+        parts = [
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        ]
         parts.append(f"scale={self.scale}, zero_point={self.zero_point}")
         usual = {"padding": (0,) * rank, "dilation": (1,) * rank, "output_padding": (0,) * rank, "groups": 1}
-        parts += [f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
+        parts += [
+            f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value
+        ]
         if self.bias() is None:
             parts.append("bias=False")
         return ", ".join(parts)

@@ -22,8 +22,8 @@ from quantization.nn.modes.weighted import WeightedQuantizedModule
 class PackedLinearParams(nn.Module):
     """The packed weight and bias of a linear layer, as int8 or float16 (`dtype`).
 
-    State dict: `dtype` and `_packed_params`, the pair `(weight, bias)`. Versions: 1 has `weight` and `bias` and
-    no `dtype`; 2 adds `dtype`; 3, the present one, joins the two in a pair.
+    State dict: `dtype` and `_packed_params`, the pair `(weight, bias)`. Versions: 1 has `weight` and `bias`
+    and no `dtype`; 2 adds `dtype`; 3, the present one, joins the two in a pair.
     """
 
     _version = 3
@@ -62,7 +62,7 @@ class PackedLinearParams(nn.Module):
         destination[prefix + "dtype"] = self.dtype
         destination[prefix + "_packed_params"] = self._weight_bias()
 
-    def _load_from_state_dict(  # noqa: PLR0913
+    def _load_from_state_dict(
         self,
         state_dict: Any,
         prefix: str,
@@ -87,7 +87,7 @@ class PackedLinearParams(nn.Module):
 
     @staticmethod
     def _of_version(state_dict: Any, prefix: str, version: int | None, missing_keys: list[str]) -> Any:
-        """`(dtype, weight, bias)`, or None if keys are missing; without a version the keys themselves tell it."""
+        """`(dtype, weight, bias)`, or None if keys are missing; without a version the keys tell it."""
         if version is None:
             version = 3 if prefix + "_packed_params" in state_dict else 1
         absent = len(missing_keys)
@@ -130,7 +130,7 @@ def _weight_bias(int8: PackedOps, fp16: PackedOps) -> Any:
 class PackedLinear(WeightedQuantizedModule):
     """Storage of a linear layer: a child `_packed_params`, an output scale and zero point.
 
-    State dict: `scale`, `zero_point`, then the child's. In version 1 the weight and bias were the layer's own.
+    State dict: `scale`, `zero_point`, then the child's. In version 1 weight and bias were the layer's own.
     """
 
     _version = 3
@@ -182,7 +182,7 @@ class PackedLinear(WeightedQuantizedModule):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         save_output_qparams(self, destination, prefix)
 
-    def _load_from_state_dict(  # noqa: PLR0913
+    def _load_from_state_dict(
         self,
         state_dict: Any,
         prefix: str,

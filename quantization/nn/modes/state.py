@@ -13,14 +13,18 @@ from quantization.errors import Unsupported
 
 
 def plain_weight(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The weight of a layer that has not been given one: zeros, quantized for qint8 and float32 for float16."""
+    """The weight of a layer that was not given one: zeros, quantized for qint8 and float32 for float16."""
     if dtype == torch.qint8:
         return torch.quantize_per_tensor(torch.zeros(tuple(shape)), 1.0, 0, torch.qint8)
     if dtype == torch.float16:
         return torch.zeros(tuple(shape))
     raise Unsupported(
-        f"Unsupported dtype specified for quantized Linear! It must be torch.qint8 or torch.float16, got {dtype}"
+        f"Unsupported dtype specified for quantized Linear! Expected qint8 or float16, but got {dtype}"
     )
+
+
+def _engines() -> list[str]:
+    return [name for name in torch.backends.quantized.supported_engines if name != "none"]
 
 
 @contextlib.contextmanager
@@ -33,9 +37,9 @@ def packing(layer: str) -> Iterator[None]:
             raise
         reason = str(error).partition("\n")[0]
         raise Unsupported(
-            f"the quantized engine '{torch.backends.quantized.engine}' cannot pack the weight of {layer}: {reason}; "
-            "keep this layer float by setting its qconfig to None, or try another engine of "
-            f"{torch.backends.quantized.supported_engines}"
+            f"engine '{torch.backends.quantized.engine}' cannot pack the weight of {layer}: {reason}; "
+            f"choose another engine of {_engines()}, a per-tensor weight observer if it is per-channel, or "
+            "keep the layer float by setting its qconfig to None"
         ) from error
 
 
@@ -53,7 +57,9 @@ def save_output_qparams(module: Any, destination: dict[str, Any], prefix: str) -
     destination[prefix + "zero_point"] = torch.tensor(module.zero_point)
 
 
-def load_output_qparams(module: Any, state_dict: dict[str, Any], prefix: str, missing_keys: list[str]) -> None:
+def load_output_qparams(
+    module: Any, state_dict: dict[str, Any], prefix: str, missing_keys: list[str]
+) -> None:
     """Read them back; old files hold a float64 scale, or tensors of one element."""
     scale = take(state_dict, prefix + "scale", missing_keys)
     zero_point = take(state_dict, prefix + "zero_point", missing_keys)
@@ -66,5 +72,5 @@ def same_shape(key: str, got: Sequence[int], expected: Sequence[int], error_msgs
     """Whether shapes agree; if not, add the message that `load_state_dict` raises."""
     if tuple(got) == tuple(expected):
         return True
-    error_msgs.append(f"size mismatch for {key}: the checkpoint has {tuple(got)}, the module {tuple(expected)}.")
+    error_msgs.append(f"size mismatch for {key}: checkpoint {tuple(got)}, module {tuple(expected)}.")
     return False

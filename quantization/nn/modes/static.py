@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from quantization.backends.ops import PackedOps
-from quantization.nn.calibrated import calibrated, new_weight_observer, seen
+from quantization.nn.calibrated import calibrated, folded, new_weight_observer, seen
 from quantization.nn.modes.weighted import WeightedQuantizedModule
 from quantization.qparams import output_qparams
 
@@ -23,8 +23,8 @@ class Static(WeightedQuantizedModule):
     def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Self:
         """Quantize a calibrated float, fused or QAT module; the source stays as it is.
 
-        `use_precomputed_fake_quant` trusts the ranges of a `weight_fake_quant` as they are; only linear layers
-        heed it, as in torch.ao.
+        `use_precomputed_fake_quant` trusts the ranges of a `weight_fake_quant` as they are; only linear
+        layers heed it, as in torch.ao.
         """
         cls._check_source(mod)
         found = calibrated(mod, use_precomputed_fake_quant and cls.family.rank == 0)
@@ -56,8 +56,8 @@ class StaticConv(Static):
         Without a weight observer a new one comes from `mod.qconfig`.
         """
         observer = weight_post_process or new_weight_observer(mod, mod)
-        weight = mod.weight.detach()
-        module = cls._quantized(weight, mod.bias, seen(weight, observer), cls._geometry_of(mod, mod))
+        weight, bias = folded(mod)
+        module = cls._quantized(weight, bias, seen(weight, observer), cls._geometry_of(mod, mod))
         if activation_post_process is not None:
             module.scale, module.zero_point = output_qparams(_Observed(activation_post_process))
         return module

@@ -1,9 +1,9 @@
-"""What every layer with a packed weight shares: its class statement, `weight`, `bias`, and how it is built."""
+"""What every layer with a packed weight shares: its class statement, `weight`, `bias`, how it is built."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,13 @@ class WeightedQuantizedModule(nn.Module):
     """Base of the quantized layers with a weight; a cell states its family, operators and float source.
 
     `class ConvReLU2d(Conv2d, ops=..., source=fused.ConvReLU2d)`: `family`, `ops`, `forward` and `source` are
-    inherited where the statement leaves them out. `forward(ops)` builds the forward method; operators reach it
-    through its closure, because TorchScript refuses them as attributes.
+    inherited where the statement leaves them out. `forward(ops)` builds the forward method; operators reach
+    it through its closure, because TorchScript refuses them as attributes.
     """
+
+    if TYPE_CHECKING:  # TorchScript would try to resolve annotations of instance attributes
+        scale: float
+        zero_point: int
 
     family: ClassVar[Family]
     ops: ClassVar[PackedOps]
@@ -47,7 +51,8 @@ class WeightedQuantizedModule(nn.Module):
         super().__init_subclass__(**kwargs)
         if family is not None:
             cls.family = family
-            cls._FLOAT_MODULE = family.float_types if len(family.float_types) > 1 else family.float_types[0]
+            first, *others = family.float_types
+            cls._FLOAT_MODULE = family.float_types if others else first
         if source is not None:
             cls._FLOAT_MODULE = source
         if forward is not None:
@@ -90,7 +95,7 @@ class WeightedQuantizedModule(nn.Module):
 
     @classmethod
     def _holding(cls, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Self:
-        """A new module with this weight, packed once; a subclass with its own constructor is built through it."""
+        """A new module with this weight, packed once; subclasses with a constructor are built through it."""
         if cls.__init__ is cls._constructor:
             module = cls.__new__(cls)
             nn.Module.__init__(module)
@@ -107,8 +112,8 @@ class WeightedQuantizedModule(nn.Module):
         if dtype not in cls._weight_dtypes:
             names = " or ".join(str(dtype) for dtype in cls._weight_dtypes)
             raise InvalidRequest(
-                f"the weight observer of {cls.__name__} must have dtype {names}, but {type(observer).__name__} has "
-                f"{dtype}: change the weight observer in the qconfig"
+                f"the weight observer of {cls.__name__} must have dtype {names}, but "
+                f"{type(observer).__name__} has {dtype}: change the weight observer in the qconfig"
             )
         packed = quantize_weight(weight, observer) if dtype is torch.qint8 else weight.float()
         return cls._holding(packed, None if bias is None else bias.detach().float(), geometry)
@@ -126,13 +131,14 @@ class WeightedQuantizedModule(nn.Module):
     def _check_source(cls, mod: nn.Module) -> None:
         """Accept the exact float types, and whatever fake-quantizes a weight of this family."""
         got = type_before_parametrizations(mod)
-        expected = cls._FLOAT_MODULE if isinstance(cls._FLOAT_MODULE, tuple) else (cls._FLOAT_MODULE,)
+        kinds = cls._FLOAT_MODULE
+        expected = cast("tuple[type, ...]", kinds if isinstance(kinds, tuple) else (kinds,))
         if got in expected or (hasattr(mod, "weight_fake_quant") and cls.family.describes(mod)):
             return
         names = ", ".join(kind.__name__ for kind in expected)
         raise InvalidRequest(
-            f"nnq.{cls.__name__}.from_float only works for {names} and their QAT forms, but got: "
-            f"{got.__module__}.{got.__name__}; subclasses need a mapping entry of their own"
+            f"{cls.__name__}.from_float only works for {names} or its QAT form, but got: "
+            f"{got.__module__}.{got.__name__}; give another type a mapping entry of its own"
         )
 
     @classmethod
