@@ -85,7 +85,9 @@ def test_every_new_name_can_be_imported(page: str) -> None:
 
 
 def test_every_difference_from_torch_ao_names_a_test() -> None:
-    rows = [line for line in (DOCS / "parity.md").read_text().splitlines() if line.startswith("| ")][2:]
+    lines = (DOCS / "parity.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and not line.startswith("| torch.ao 2.13 ")]
+    assert rows
     named = [TEST.findall(row) for row in rows]
     assert [row for row, tests in zip(rows, named, strict=True) if not tests] == []
     for file, test in (pair for tests in named for pair in tests):

@@ -72,9 +72,8 @@ def test_program_joins_the_blocks_on_their_lines() -> None:
     assert program(PAGE.format("x += 1")).splitlines()[3:15] == [
         "import sys",
         "x = 1",
-        *[""] * 8,
+        *[""] * 9,
         "x += 1",
-        "",
     ]
 
 
@@ -85,7 +84,7 @@ def test_program_of_a_page_without_python_is_empty() -> None:
 @pytest.mark.parametrize(
     "last, said",
     [
-        ("assert x == 2", 'File "page.md", line 14'),
+        ("assert x == 2", 'File "page.md", line 15'),
         ("import warnings; warnings.warn('old')", "UserWarning: old"),
     ],
 )
