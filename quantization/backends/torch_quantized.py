@@ -100,6 +100,12 @@ CONV_TRANSPOSE3D_DYNAMIC = _packed(
     _q.conv_transpose3d_prepack, _q.conv_transpose3d_unpack, _q.conv_transpose3d_dynamic
 )
 
+# Embeddings: run(packed, indices) gives float rows of a table of 8 or 4 bits; bags take more arguments.
+EMBEDDING_BYTE = PackedOps(_q.embedding_bag_prepack, _q.embedding_bag_unpack, _q.embedding_byte)
+EMBEDDING_4BIT = PackedOps(_q.embedding_bag_prepack, _q.embedding_bag_unpack, _q.embedding_4bit)
+EMBEDDING_BAG_BYTE = PackedOps(_q.embedding_bag_prepack, _q.embedding_bag_unpack, _q.embedding_bag_byte)
+EMBEDDING_BAG_4BIT = PackedOps(_q.embedding_bag_prepack, _q.embedding_bag_unpack, _q.embedding_bag_4bit)
+
 # Normalisation: (x, weight, bias, ..., eps, scale, zero_point)
 batch_norm = _q.batch_norm
 batch_norm1d = _q.batch_norm1d
@@ -145,14 +151,6 @@ conv3d_prepack = _q.conv3d_prepack
 conv1d = _q.conv1d
 conv2d = _q.conv2d
 conv3d = _q.conv3d
-
-# Embeddings
-embedding_4bit = _q.embedding_4bit
-embedding_bag_4bit = _q.embedding_bag_4bit
-embedding_bag_byte = _q.embedding_bag_byte
-embedding_bag_prepack = _q.embedding_bag_prepack
-embedding_bag_unpack = _q.embedding_bag_unpack
-embedding_byte = _q.embedding_byte
 
 
 def pad(x: Tensor, amounts: list[int], mode: str) -> Tensor:

@@ -19,6 +19,11 @@ from quantization.nn.activations import (
     Sigmoid as Sigmoid,
     Softmax as Softmax,
 )
+from quantization.nn.embedding import (
+    Embedding as Embedding,
+    EmbeddingBag as EmbeddingBag,
+    EmbeddingPackedParams as EmbeddingPackedParams,
+)
 from quantization.nn.families import conv, linear
 from quantization.nn.functional_modules import (
     FloatFunctional as FloatFunctional,
