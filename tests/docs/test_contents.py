@@ -98,7 +98,7 @@ def test_every_file_in_the_design_exists() -> None:
     tree = re.search(r"```text\n(observers/.*?)```", (DOCS / "design.md").read_text(), re.DOTALL)
     assert tree is not None
     missing, folders = [], {0: ROOT}
-    for line in tree[1].splitlines():
+    for line in filter(None, tree[1].splitlines()):
         depth = (len(line) - len(line.lstrip())) // 2
         names = line.split("  ")[depth:][0].split()
         for name in names:
