@@ -1,7 +1,7 @@
 """The base classes of observers, and the step from an observed range to a scale and a zero point.
 
-An observer watches tensors pass and hands back, from `calculate_qparams()`, the scale `s` and the zero point `z` with
-which `q = clamp(round(x / s) + z, quant_min, quant_max)` loses little of what it saw.
+An observer watches tensors pass and hands back, from `calculate_qparams()`, the scale `s` and the zero point
+`z` with which `q = clamp(round(x / s) + z, quant_min, quant_max)` loses little of what it saw.
 """
 
 import warnings
@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from observers.dtypes import FACTS, Bounds, facts_of, is_float_qparams, is_symmetric, symmetric_zero_point
+from observers.dtypes import FACTS, facts_of, is_float_qparams, is_symmetric, symmetric_zero_point
 from observers.errors import InvalidRequest, QuantizationWarning, Unsupported
 from observers.factory import _with_args, _with_callable_args
 
@@ -25,7 +25,8 @@ def validate_qmin_qmax(quant_min: int, quant_max: int) -> None:
     """
     if not quant_min <= 0 <= quant_max:
         raise InvalidRequest(
-            f"Used-specified quantization range must include 0. Got quant_min={quant_min}, quant_max={quant_max}"
+            "Used-specified quantization range must include 0. "
+            f"Got quant_min={quant_min}, quant_max={quant_max}"
         )
     if not quant_min < quant_max:
         raise InvalidRequest(
@@ -50,7 +51,8 @@ def calculate_qmin_qmax(
     """
     facts = facts_of(dtype)
     if not has_customized_qrange:
-        return facts.reduced if reduce_range else facts.bounds
+        low, high = facts.reduced if reduce_range else facts.bounds
+        return low, high
     if quant_min is None or quant_max is None:
         raise InvalidRequest(f"quant_min={quant_min} and quant_max={quant_max} must be given together")
     if facts.widest is not None and not 0 < quant_max - quant_min + 1 <= facts.widest:
@@ -58,11 +60,11 @@ def calculate_qmin_qmax(
             f"quantization range should be positive and not exceed the maximum bit range (={facts.widest}). "
             f"Got quant_min={quant_min}, quant_max={quant_max} for {dtype}"
         )
-    return Bounds(quant_min // 2, quant_max // 2) if reduce_range else Bounds(quant_min, quant_max)
+    return (quant_min // 2, quant_max // 2) if reduce_range else (quant_min, quant_max)
 
 
 def check_min_max_valid(min_val: torch.Tensor, max_val: torch.Tensor) -> bool:
-    """Whether the range was observed at all (False comes with a warning); InvalidRequest when it is upside down.
+    """Whether the range was observed (False comes with a warning); InvalidRequest if it is upside down.
 
     >>> check_min_max_valid(torch.tensor(-1.0), torch.tensor(2.0))
     True
@@ -82,9 +84,17 @@ def check_min_max_valid(min_val: torch.Tensor, max_val: torch.Tensor) -> bool:
 
 def _warn_unobserved() -> None:
     if torch.jit.is_scripting():
-        warnings.warn("must run observer before calling calculate_qparams. Returning default values.")
+        # TorchScript reads no global strings and knows no `stacklevel`.
+        warnings.warn(  # noqa: B028
+            "must run observer before calling calculate_qparams. Returning default values."
+        )
     else:
         warnings.warn(_UNOBSERVED, QuantizationWarning, stacklevel=4)
+
+
+def default_qparams(like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return scale 1 and zero point 0, the answer of an observer that saw nothing, on `like`'s device."""
+    return torch.tensor([1.0], device=like.device), torch.tensor([0], device=like.device)
 
 
 def qparams_from_range(
@@ -103,7 +113,7 @@ def qparams_from_range(
 
     - symmetric: s = max(max(-lo, hi) / (n / 2), eps), z = the middle of the range;
     - affine: s = max((hi - lo) / n, eps), z = clamp(quant_min - round(lo / s), quant_min, quant_max);
-    - float_qparams: s = (max_val - min_val) / n, or 1 where that is not above eps, and z = -min_val / s as a float.
+    - float_qparams: s = (max_val - min_val) / n, or 1 where that is not above eps; z = -min_val / s, a float.
     """
     levels = float(quant_max - quant_min)
     low = torch.min(min_val, torch.zeros_like(min_val))
@@ -141,8 +151,7 @@ def determine_qparams(
     (0.01, 100)
     """
     if not check_min_max_valid(min_val, max_val):
-        device = min_val.device
-        return torch.tensor([1.0], device=device), torch.tensor([0], device=device)
+        return default_qparams(min_val)
     scale, zero_point = qparams_from_range(
         min_val, max_val, quant_min, quant_max, dtype, eps, has_customized_qrange, qscheme
     )
@@ -150,7 +159,7 @@ def determine_qparams(
 
 
 class ObserverBase(nn.Module, metaclass=ABCMeta):
-    """Base of every observer: it has a `dtype`, watches tensors in `forward`, and answers `calculate_qparams`."""
+    """Base of every observer: has a `dtype`, watches tensors in `forward`, answers `calculate_qparams`."""
 
     def __init__(self, dtype: torch.dtype, is_dynamic: bool = False) -> None:
         super().__init__()
@@ -176,8 +185,8 @@ class UniformQuantizationObserverBase(ObserverBase):
     `factory_kwargs` (device, dtype) apply to the buffers.
     """
 
-    # State-dict versions: 1 lacks `eps`; 1 and 2 call a per-channel range min_vals/max_vals and keep a scalar range
-    # that was never observed as an empty tensor; 3 is the current form.
+    # State-dict versions: 1 lacks `eps`; 1 and 2 call a per-channel range min_vals/max_vals and keep a scalar
+    # range that was never observed as an empty tensor; 3 is the current form.
     _version = 3
 
     eps: torch.Tensor
@@ -211,7 +220,8 @@ class UniformQuantizationObserverBase(ObserverBase):
         if dtype not in FACTS:
             known = ", ".join(str(known) for known in FACTS)
             raise InvalidRequest(
-                f"Default Observer only works for ({known}) data type; {type(self).__name__} got dtype={dtype}"
+                f"Default Observer only works for ({known}) data type; "
+                f"{type(self).__name__} got dtype={dtype}"
             )
         if qscheme not in _QSCHEMES:
             raise InvalidRequest(f"Default Observer only works for the qschemes {_QSCHEMES}; got {qscheme}")
@@ -226,8 +236,7 @@ class UniformQuantizationObserverBase(ObserverBase):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale and zero point of the range, (1, 0) with a warning for one never observed."""
         if not check_min_max_valid(min_val, max_val):
-            device = min_val.device
-            return torch.tensor([1.0], device=device), torch.tensor([0], device=device)
+            return default_qparams(min_val)
         return qparams_from_range(
             min_val,
             max_val,

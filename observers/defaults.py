@@ -14,7 +14,7 @@ from observers.minmax import (
 )
 from observers.passive import FixedQParamsObserver, PlaceholderObserver, RecordingObserver, ReuseInputObserver
 
-# The smallest scale of the symmetric recipes for mobile engines (XNNPACK, QNNPACK), which multiply in fixed point.
+# The smallest scale of the symmetric recipes for mobile engines (XNNPACK, QNNPACK): they use fixed point.
 _MOBILE_EPS = 2**-12
 
 # Observers of activations. 0..127 leaves a bit free, which the int16 accumulation of older x86 CPUs needs.

@@ -23,8 +23,8 @@ class Bounds(NamedTuple):
 class DtypeFacts(NamedTuple):
     """What is known about one quantized dtype.
 
-    `reduced` is the range under `reduce_range`, one bit less, which keeps pairs of products inside 16 bits on CPUs
-    without VNNI. `widest` is the most levels a user's own range may have, None where nothing is checked.
+    `reduced` is the range under `reduce_range`, one bit less, which keeps pairs of products inside 16 bits on
+    CPUs without VNNI. `widest` is the most levels a user's own range may have, None where nothing is checked.
     """
 
     storage: torch.dtype
@@ -50,7 +50,7 @@ FACTS: dict[torch.dtype, DtypeFacts] = {
     torch.int16: DtypeFacts(torch.int16, _SIGNED_16, _SIGNED_16),
     torch.uint16: DtypeFacts(torch.uint16, _UNSIGNED_16, _UNSIGNED_16),
     torch.quint4x2: DtypeFacts(torch.uint8, _UNSIGNED_4, _UNSIGNED_4),
-    # The float8 dtypes have no integer levels; these bounds only keep the constructors working, as in torch.ao.
+    # The float8 dtypes have no integer levels; these bounds only keep the constructors working.
     torch.float8_e5m2: DtypeFacts(torch.float8_e5m2, _UNSIGNED_4, _UNSIGNED_4),
     torch.float8_e4m3fn: DtypeFacts(torch.float8_e4m3fn, _UNSIGNED_4, _UNSIGNED_4),
 }
@@ -82,7 +82,7 @@ def to_underlying_dtype(qdtype: torch.dtype) -> torch.dtype:
 
 
 def integer_info(dtype: torch.dtype) -> torch.iinfo:
-    """Return the number of bits and the bounds of an integer or quantized `dtype`; Unsupported for any other."""
+    """Return the bits and the bounds of an integer or quantized `dtype`; Unsupported for any other."""
     try:
         return torch.iinfo(dtype)
     except TypeError as error:
@@ -142,5 +142,5 @@ def symmetric_zero_point(dtype: torch.dtype, quant_min: int, quant_max: int, cus
     if dtype == torch.quint8 or dtype == torch.uint8:
         return (quant_min + quant_max) // 2 if customized else 128
     if dtype == torch.uint16:
-        return 2**15
+        return 32768
     return 0

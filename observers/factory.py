@@ -1,8 +1,8 @@
 """Factories of observers and fake quantizers: a class with some of its arguments filled in.
 
 A `QConfig` holds factories, not instances, because every module of a model needs its own observer.
-`SomeObserver.with_args(dtype=torch.qint8)` fills arguments in now; `with_callable_args(factory_kwargs=f)` calls `f`
-anew each time an observer is made.
+`SomeObserver.with_args(dtype=torch.qint8)` fills arguments in now; `with_callable_args(factory_kwargs=f)`
+calls `f` anew each time an observer is made.
 """
 
 from __future__ import annotations

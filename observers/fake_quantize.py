@@ -1,8 +1,10 @@
 """Fake quantization: observe, then round to the integer grid in float, with a straight-through gradient.
 
-The output is (clamp(round(x / s) + z, quant_min, quant_max) - z) * s; the gradient is 1 where nothing was clamped, else 0.
+The output is (clamp(round(x / s) + z, quant_min, quant_max) - z) * s; the gradient is 1 where nothing was
+clamped, else 0.
 """
 
+import math
 from abc import ABCMeta, abstractmethod
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import nn
 from observers.dtypes import integer_info, is_float_qparams, is_per_channel, is_per_tensor, is_symmetric
 from observers.errors import InvalidRequest
 from observers.factory import _PartialWrapper, _with_args
-from observers.finite import IgnoresNonFinite
+from observers.finite import IgnoresNonFinite, is_finite_range, without_branches
 from observers.minmax import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 from observers.passive import FixedQParamsObserver
 
@@ -76,8 +78,8 @@ class FakeQuantizeBase(nn.Module, metaclass=ABCMeta):
 class FakeQuantize(FakeQuantizeBase):
     """Observes with `observer` and rounds with the qparams it computes.
 
-    `observer` is a class or factory; `quant_min` and `quant_max` (given together), `is_dynamic` and `observer_kwargs`
-    go to it. The range used is the observer's, which `reduce_range` may have narrowed.
+    `observer` is a class or factory; `quant_min` and `quant_max` (given together), `is_dynamic` and
+    `observer_kwargs` go to it. The range used is the observer's, which `reduce_range` may have narrowed.
 
     >>> fake_quant = FakeQuantize(quant_min=0, quant_max=3)
     >>> fake_quant(torch.tensor([0.0, 0.9, 2.0, 3.0]))
@@ -117,6 +119,12 @@ class FakeQuantize(FakeQuantizeBase):
                 f"got qscheme: {self.qscheme}"
             )
         self.is_per_channel = is_per_channel(self.qscheme)
+        self._follow_observer()
+
+    def _follow_observer(self) -> None:
+        """Move to the device that `factory_kwargs` gave the observer."""
+        for buffer in self.activation_post_process.buffers():
+            self.to(buffer.device)
 
     @torch.jit.export
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -154,8 +162,9 @@ class FakeQuantize(FakeQuantizeBase):
         return (
             f"fake_quant_enabled={self.fake_quant_enabled}, observer_enabled={self.observer_enabled}, "
             f"quant_min={self.activation_post_process.quant_min}, "
-            f"quant_max={self.activation_post_process.quant_max}, dtype={self.dtype}, qscheme={self.qscheme}, "
-            f"ch_axis={self.ch_axis}, scale={self.scale}, zero_point={self.zero_point}"
+            f"quant_max={self.activation_post_process.quant_max}, dtype={self.dtype}, "
+            f"qscheme={self.qscheme}, ch_axis={self.ch_axis}, "
+            f"scale={self.scale}, zero_point={self.zero_point}"
         )
 
     def _load_from_state_dict(
@@ -208,8 +217,8 @@ class FixedQParamsFakeQuantize(FakeQuantize):
 class FusedMovingAvgObsFakeQuantize(IgnoresNonFinite, FakeQuantize):
     """`FakeQuantize` with a moving-average observer, in one native operator that observes and rounds.
 
-    The operator derives the qparams it trains with by its own formula (a symmetric scale is max(-lo / 128, hi / 127)
-    for qint8); `calculate_qparams`, which conversion uses, follows the observer's.
+    The operator derives the qparams it trains with by its own formula (for qint8 a symmetric scale is
+    max(-lo / 128, hi / 127)); `calculate_qparams`, which conversion uses, follows the observer's.
 
     >>> fake_quant = FusedMovingAvgObsFakeQuantize()
     >>> fake_quant(torch.tensor([0.0, 255.0])).tolist()
@@ -227,13 +236,15 @@ class FusedMovingAvgObsFakeQuantize(IgnoresNonFinite, FakeQuantize):
         kinds = MovingAverageMinMaxObserver | MovingAveragePerChannelMinMaxObserver
         if not isinstance(self.activation_post_process, kinds):
             raise InvalidRequest(
-                "Fused observer+fake_quant module only works with MovingAverageMinMaxObserver (or its per-channel "
-                f"kind); got {type(self.activation_post_process).__name__}. Use FakeQuantize for other observers"
+                "Fused observer+fake_quant module only works with MovingAverageMinMaxObserver (or its "
+                f"per-channel kind); got {type(self.activation_post_process).__name__}. "
+                "Use FakeQuantize for other observers"
             )
         # The native operator reads the switches as int64.
         self.register_buffer("fake_quant_enabled", torch.tensor([1], dtype=torch.long))
         self.register_buffer("observer_enabled", torch.tensor([1], dtype=torch.long))
         self.is_symmetric_quant = is_symmetric(self.activation_post_process.qscheme)
+        self._follow_observer()
 
     @torch.jit.export
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -242,10 +253,34 @@ class FusedMovingAvgObsFakeQuantize(IgnoresNonFinite, FakeQuantize):
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
         """Observe `X` and return it rounded, each as far as it is switched on."""
-        if torch.jit.is_scripting():
-            return self._fused(X)
-        else:
-            return self._guarded(X)
+        if X.dtype != torch.float32:
+            # The native operator knows no other dtype, and autocast hands us half precision.
+            return self._observed_and_rounded(X.float()).to(X.dtype)
+        return self._observed_and_rounded(X)
+
+    def _observed_and_rounded(self, X: torch.Tensor) -> torch.Tensor:
+        if self._would_poison(X):
+            return self._rounded_past_nonfinite(X)
+        return self._fused(X)
+
+    def _would_poison(self, X: torch.Tensor) -> bool:
+        """Whether observing `X` could make the statistics non-finite: its sum shows it in one cheap pass."""
+        if not torch.jit.is_scripting():
+            if without_branches(X):
+                return False
+        return bool(self.observer_enabled[0] == 1) and not math.isfinite(float(X.detach().sum()))
+
+    def _rounded_past_nonfinite(self, X: torch.Tensor) -> torch.Tensor:
+        """Let the operator observe the range of the finite values, then round all of `X`."""
+        if not torch.jit.is_scripting():
+            self._tell_of_nonfinite(X)
+        low, high = self.activation_post_process._finite_range(X.detach())
+        if is_finite_range(low, high):
+            # For the statistics, a tensor is as good as its smallest and its largest value (per channel).
+            self._fused(torch.stack([low, high], dim=-1))
+        if bool(self.fake_quant_enabled[0] == 1):
+            return self._rounded(X)
+        return X.clone()
 
     def _fused(self, X: torch.Tensor) -> torch.Tensor:
         return torch.fused_moving_avg_obs_fake_quant(
@@ -264,10 +299,6 @@ class FusedMovingAvgObsFakeQuantize(IgnoresNonFinite, FakeQuantize):
             self.is_symmetric_quant,
         )
 
-    @torch.jit.unused
-    def _guarded(self, X: torch.Tensor) -> torch.Tensor:
-        return self._fused(X)
-
     def extra_repr(self) -> str:
         """Show the switches, the qparams and the range."""
         return (
@@ -282,7 +313,8 @@ class FusedMovingAvgObsFakeQuantize(IgnoresNonFinite, FakeQuantize):
 def _dtype_of(observer: Any, observer_kwargs: dict[str, Any]) -> torch.dtype:
     """The dtype the observer will have, known before it is made: a factory's wins over the arguments'."""
     dtype = observer_kwargs.get("dtype", torch.quint8)
-    return observer.p.keywords.get("dtype", dtype) if isinstance(observer, _PartialWrapper) else dtype
+    # By attribute, not by class: torch.ao's factories work too.
+    return getattr(getattr(observer, "p", None), "keywords", {}).get("dtype", dtype)
 
 
 def _require_levels(quant_min: int, quant_max: int, dtype: torch.dtype) -> None:

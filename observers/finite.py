@@ -1,7 +1,7 @@
 """Keeping NaN and infinity out of the statistics.
 
-One NaN in one batch would otherwise turn a range into NaN for good, silently. Observers use the finite values only and
-say once how many they ignored. The check costs next to nothing: it looks at the resulting range, not at the tensor.
+One NaN in one batch would otherwise turn a range into NaN for good, silently. Observers use the finite values
+only and say once how many they ignored. The check is cheap: it looks at the range, not at the tensor.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class IgnoresNonFinite:
             return
         self._told_of_nonfinite = True
         warnings.warn(
-            f"{type(self).__name__} ignored {ignored} of {x.numel()} input values that are NaN or infinite in "
-            f"{x.dtype}; its range covers the finite ones (said once per observer). Check the data or the layer before it",
+            f"{type(self).__name__} ignored {ignored} of {x.numel()} values that are NaN or infinite in "
+            f"{x.dtype}; its range covers the finite ones (said once per observer). "
+            "Check the data, or the layer before it",
             QuantizationWarning,
             stacklevel=2,
         )

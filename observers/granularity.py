@@ -18,7 +18,7 @@ from observers.factory import _PartialWrapper, _with_args
 
 
 class MappingType(Enum):
-    """How floats map to integers: around zero, around zero without clipping error, or over the whole range."""
+    """How floats map to integers: around zero, around zero without clipping error, or over all the range."""
 
     SYMMETRIC = auto()
     SYMMETRIC_NO_CLIPPING_ERR = auto()
@@ -104,7 +104,8 @@ def get_block_size(input_shape: tuple[int, ...], granularity: Granularity) -> tu
     if isinstance(granularity, PerGroup):
         if len(shape) != 2:
             raise InvalidRequest(
-                f"PerGroup divides the rows of a matrix: expected an input shape dim of 2, got input shape {shape}"
+                "PerGroup divides the rows of a matrix: expected an input shape dim of 2, "
+                f"got input shape {shape}"
             )
         return (1, granularity.group_size)
     if isinstance(granularity, PerBlock):

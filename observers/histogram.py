@@ -1,23 +1,22 @@
-"""The histogram observer: keeps a running histogram and cuts off tails where that lowers the quantization error."""
+"""The histogram observer: counts values and cuts off tails where that lowers the quantization error."""
 
-import warnings
 from typing import Any, cast
 
 import torch
 
-from observers.base import _UNOBSERVED, UniformQuantizationObserverBase
+from observers.base import UniformQuantizationObserverBase, check_min_max_valid, default_qparams
 from observers.dtypes import integer_info, is_per_tensor
-from observers.errors import InvalidRequest, QuantizationWarning, Unsupported
+from observers.errors import InvalidRequest, Unsupported
 from observers.finite import IgnoresNonFinite, is_finite_range
 from observers.histogram_search import best_bins, quantization_errors, uniform_error
 
 
 class HistogramObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
-    """Records a histogram of everything seen; the range is the part of it that quantizes with the least error.
+    """Records a histogram of what it sees; the range is the part that quantizes with the least error.
 
-    The histogram has `bins` bins from `min_val` to `max_val`. When a batch widens the range, the old counts are spread
-    evenly within their bins (each is split in `upsample_rate` parts) and moved to the wider bins. `calculate_qparams`
-    narrows the range from both ends as long as the squared error of quantizing the histogram falls.
+    The histogram has `bins` bins from `min_val` to `max_val`. When a batch widens the range, the old counts
+    are spread evenly within their bins (each is split in `upsample_rate` parts) and moved to the wider bins.
+    `calculate_qparams` narrows the range from both ends as long as the squared error of quantizing falls.
 
     >>> observer = HistogramObserver()
     >>> _ = observer(torch.linspace(-1, 1.55, 1000))
@@ -45,13 +44,12 @@ class HistogramObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
     ) -> None:
         if not is_per_tensor(qscheme):
             raise Unsupported(
-                "HistogramObserver's qscheme only support torch.per_tensor_symmetric and torch.per_tensor_affine. "
-                f"but got: {qscheme}; use PerChannelMinMaxObserver for per-channel qschemes"
+                "HistogramObserver's qscheme only support torch.per_tensor_symmetric and "
+                f"torch.per_tensor_affine. but got: {qscheme}; "
+                "use PerChannelMinMaxObserver for per-channel qschemes"
             )
         if is_dynamic:
-            raise Unsupported(
-                "HistogramObserver doesn't support dynamic quantization: use MinMaxObserver or PlaceholderObserver"
-            )
+            raise Unsupported("HistogramObserver doesn't support dynamic quantization: use MinMaxObserver")
         super().__init__(
             dtype=dtype,
             qscheme=qscheme,
@@ -149,7 +147,7 @@ class HistogramObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
         update_min: torch.Tensor,
         update_max: torch.Tensor,
     ) -> torch.Tensor:
-        """Return the counts of `histogram` moved to bins over the wider range from `update_min` to `update_max`."""
+        """Return the counts moved to bins over the wider range from `update_min` to `update_max`."""
         parts = self.bins * self.upsample_rate
         mass = histogram.repeat_interleave(self.upsample_rate) / self.upsample_rate
         part_width = (orig_max - orig_min) / parts
@@ -190,13 +188,8 @@ class HistogramObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
     @torch.jit.export
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale and zero point of the best range; (1, 0) with a warning if nothing was observed."""
-        if self._is_unobserved():
-            if torch.jit.is_scripting():
-                warnings.warn("must run observer before calling calculate_qparams. Returning default values.")
-            else:
-                warnings.warn(_UNOBSERVED, QuantizationWarning, stacklevel=2)
-            device = self.min_val.device
-            return torch.tensor([1.0], device=device), torch.tensor([0], device=device)
+        if not check_min_max_valid(self.min_val, self.max_val):
+            return default_qparams(self.min_val)
         low, high = self._non_linear_param_search()
         return self._calculate_qparams(low, high)
 

@@ -7,15 +7,9 @@ from __future__ import annotations
 
 import torch
 
-# How much of the mass may be cut off per step, as a share of the whole.
-STEP = 1e-5
-
-# So many candidate ranges are judged at once: few enough to stop early, enough to pay for the call.
-_BATCH = 8
-
 
 def first_at_least(ascending: list[float], bound: float, start: int, end: int) -> int:
-    """Return the first index in start..end whose value is at least `bound`, or `end` if there is none before it.
+    """Return the first index in start..end whose value is at least `bound`, or `end` if there is none.
 
     >>> first_at_least([1.0, 2.0, 4.0, 8.0], 3.0, 0, 3)
     2
@@ -30,7 +24,7 @@ def first_at_least(ascending: list[float], bound: float, start: int, end: int) -
 
 
 def last_at_most(ascending: list[float], bound: float, start: int, end: int) -> int:
-    """Return the last index in start..end whose value is at most `bound`, or `start` if there is none after it.
+    """Return the last index in start..end whose value is at most `bound`, or `start` if there is none.
 
     >>> last_at_most([1.0, 2.0, 4.0, 8.0], 3.0, 0, 3)
     1
@@ -57,7 +51,7 @@ def as_float32(value: float) -> float:
 
 
 def uniform_error(delta_begin: torch.Tensor, delta_end: torch.Tensor, density: torch.Tensor) -> torch.Tensor:
-    """Return the squared error of mass spread evenly from `delta_begin` to `delta_end` around the value it becomes.
+    """Return the squared error of mass spread evenly from `delta_begin` to `delta_end` around its value.
 
     That is density * (delta_end^3 - delta_begin^3) / 3.
 
@@ -73,13 +67,14 @@ def quantization_errors(
 ) -> list[float]:
     """Return the squared error of quantizing `histogram` to `dst_nbins` levels over each range of its bins.
 
-    Range i goes from bin `starts[i]` to bin `ends[i]`, both included. The mass of a source bin is spread evenly; the
-    part in a level's own width becomes the level's middle, and what lies outside becomes the outermost level.
+    Range i goes from bin `starts[i]` to bin `ends[i]`, both included. The mass of a source bin is spread
+    evenly; the part within a level's width becomes the level's middle, and what lies outside the outermost
+    level.
 
     >>> quantization_errors(torch.tensor([0.0, 12.0, 0.0]), 1.0, [0, 1], [2, 1], 1)
     [1.0, 1.0]
     """
-    widths = [bin_width * (end - start + 1) / dst_nbins for start, end in zip(starts, ends)]
+    widths = [bin_width * (end - start + 1) / dst_nbins for start, end in zip(starts, ends)]  # noqa: B905 - TorchScript knows no `strict`
     width = torch.tensor(widths, dtype=histogram.dtype, device=histogram.device).unsqueeze(1)
     first = torch.tensor(starts, device=histogram.device).unsqueeze(1)
     density = histogram / bin_width
@@ -98,14 +93,19 @@ def quantization_errors(
     return found
 
 
-def best_bins(histogram: torch.Tensor, bin_width: float, dst_nbins: int) -> tuple[int, int]:
+def best_bins(
+    histogram: torch.Tensor, bin_width: float, dst_nbins: int, step: float = 1e-5, batch: int = 8
+) -> tuple[int, int]:
     """Return the first and the last bin of the range to keep.
 
-    From both ends, bins holding a share of `STEP` of the mass are cut off, each time on the side where that removes
-    more bins, until the error grows. The path of ranges does not depend on the errors, so they are taken in batches.
+    From both ends, bins holding a share `step` of the mass are cut off, each time on the side where that
+    removes more bins, until the error grows. The path of ranges does not depend on the errors, so they are
+    computed for `batch` ranges at once.
 
-    >>> best_bins(torch.tensor([1.0, 1000.0, 1000.0, 1.0]), 1.0, 256)
-    (0, 3)
+    >>> histogram = torch.zeros(100)
+    >>> histogram[20:80] = 1.0
+    >>> best_bins(histogram, 1.0, 16)
+    (20, 78)
     """
     cumulative: list[float] = torch.cumsum(histogram, dim=0).tolist()
     total = float(torch.sum(histogram))
@@ -116,17 +116,17 @@ def best_bins(histogram: torch.Tensor, bin_width: float, dst_nbins: int) -> tupl
     starts: list[int] = []
     ends: list[int] = []
     while alpha < beta:
-        left = first_at_least(cumulative, as_float32((alpha + STEP) * total), start, end)
-        right = last_at_most(cumulative, as_float32((beta - STEP) * total), start, end)
+        left = first_at_least(cumulative, as_float32((alpha + step) * total), start, end)
+        right = last_at_most(cumulative, as_float32((beta - step) * total), start, end)
         if left - start > end - right:
-            moved, start, alpha = left != start, left, alpha + STEP
+            moved, start, alpha = left != start, left, alpha + step
         else:
-            moved, end, beta = right != end, right, beta - STEP
+            moved, end, beta = right != end, right, beta - step
         if moved:
             starts.append(start)
             ends.append(end)
         last = not alpha < beta
-        if len(starts) == _BATCH or (last and len(starts) > 0):
+        if len(starts) == batch or (last and len(starts) > 0):
             errors = quantization_errors(histogram, bin_width, starts, ends, dst_nbins)
             for i, error in enumerate(errors):
                 if error > smallest:

@@ -1,4 +1,7 @@
-"""Fake quantization whose scale and zero point are trained (LSQ: Esser et al. 2020; Jain et al. 2020 for zero points)."""
+"""Fake quantization whose scale and zero point are trained.
+
+Source: LSQ (Esser et al., 2020); trained zero points are LSQ+ (Bhalgat et al., 2020).
+"""
 
 import logging
 from typing import Any
@@ -16,9 +19,10 @@ _log = logging.getLogger(__name__)
 class _LearnableFakeQuantize(FakeQuantizeBase):
     """Rounds with a scale and zero point that are parameters.
 
-    Three states: `enable_param_learning` trains them; `enable_static_estimate` sets them from the observer and rounds;
-    `enable_static_observation` sets them and does not round. `channel_len` is the number of channels, -1 for per-tensor;
-    `use_grad_scaling` divides the gradients of scale and zero point by sqrt(numel * quant_max), as LSQ does.
+    Three states: `enable_param_learning` trains them; `enable_static_estimate` sets them from the observer
+    and rounds; `enable_static_observation` sets them and does not round. `channel_len` is the number of
+    channels, -1 for per-tensor; `use_grad_scaling` divides the gradients of scale and zero point by
+    sqrt(numel * quant_max).
 
     >>> from observers.minmax import MovingAverageMinMaxObserver
     >>> fake_quant = _LearnableFakeQuantize(MovingAverageMinMaxObserver, scale=0.5).enable_param_learning()
@@ -44,7 +48,8 @@ class _LearnableFakeQuantize(FakeQuantizeBase):
         super().__init__()
         if not quant_min < quant_max:
             raise InvalidRequest(
-                f"quant_min must be strictly less than quant_max. Got quant_min={quant_min}, quant_max={quant_max}"
+                "quant_min must be strictly less than quant_max. "
+                f"Got quant_min={quant_min}, quant_max={quant_max}"
             )
         if channel_len != -1 and channel_len <= 0:
             raise InvalidRequest(f"Channel size must be a positive integer. Got channel_len={channel_len}")

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from observers.base import UniformQuantizationObserverBase
-from observers.dtypes import is_per_channel, is_per_tensor
+from observers.dtypes import is_per_channel, is_per_tensor, is_symmetric
 from observers.errors import InvalidRequest, Unsupported
 from observers.finite import IgnoresNonFinite, is_finite_range, without_branches
 
@@ -23,6 +23,13 @@ class _RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
 
     min_val: torch.Tensor
     max_val: torch.Tensor
+
+    def _require_observable(self, dtype: torch.dtype, qscheme: torch.qscheme) -> None:
+        super()._require_observable(dtype, qscheme)
+        if self.reduce_range and is_symmetric(qscheme) and dtype == torch.quint8:
+            raise Unsupported(
+                "Cannot reduce range for symmetric quantization for quint8: use qint8, or an affine qscheme"
+            )
 
     def forward(self, x_orig: torch.Tensor) -> torch.Tensor:
         """Record the range of `x_orig` and return `x_orig` itself."""
@@ -69,7 +76,7 @@ class _RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
         raise NotImplementedError
 
     def _range_before(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The range so far, for channels in which this batch has no finite value: zeros if there is none yet."""
+        """The range so far, for channels without finite values in this batch: zeros if there is none yet."""
         if self.min_val.size() == like.size():
             return self.min_val, self.max_val
         return torch.zeros_like(like), torch.zeros_like(like)
@@ -81,14 +88,15 @@ class _RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
 
     def _remember(self, low: torch.Tensor, high: torch.Tensor) -> None:
         # In place: DistributedDataParallel and others hold on to the buffers.
-        self.min_val.resize_(low.shape)
-        self.max_val.resize_(high.shape)
+        if self.min_val.shape != low.shape:
+            self.min_val.resize_(low.shape)
+            self.max_val.resize_(high.shape)
         self.min_val.copy_(low)
         self.max_val.copy_(high)
 
     @torch.jit.export
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scale and zero point of the observed range; (1, 0) with a warning if nothing was observed."""
+        """Return scale and zero point of the range; (1, 0) with a warning if nothing was observed."""
         return self._calculate_qparams(self.min_val, self.max_val)
 
     def extra_repr(self) -> str:
@@ -97,7 +105,7 @@ class _RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
 
 
 class MinMaxObserver(_RangeObserver):
-    """The range is the smallest and the largest value seen in any batch: min(x), max(x) over everything so far.
+    """The range is the smallest and the largest value seen so far: min(x), max(x) over all batches.
 
     >>> observer = MinMaxObserver()
     >>> _ = observer(torch.tensor([-1.0, 1.55]))
@@ -130,10 +138,6 @@ class MinMaxObserver(_RangeObserver):
             is_dynamic=is_dynamic,
             **kwargs,
         )
-        if qscheme == torch.per_tensor_symmetric and reduce_range and dtype == torch.quint8:
-            raise Unsupported(
-                "Cannot reduce range for symmetric quantization for quint8: use qint8, or per_tensor_affine"
-            )
         options = cast("dict[str, Any]", torch.nn.factory_kwargs(factory_kwargs))
         self.register_buffer("min_val", torch.tensor(float("inf"), **options))
         self.register_buffer("max_val", torch.tensor(float("-inf"), **options))
@@ -203,8 +207,8 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
 class PerChannelMinMaxObserver(_RangeObserver):
     """One range per index along `ch_axis`: the smallest and the largest value seen in that channel.
 
-    `min_val` and `max_val` are empty until the first batch tells the number of channels. A channel without any finite
-    value keeps the range it had, or is taken as zero if it had none.
+    `min_val` and `max_val` are empty until the first batch tells the number of channels. A channel without
+    any finite value keeps the range it had, or is taken as zero if it had none.
 
     >>> observer = PerChannelMinMaxObserver(ch_axis=0)
     >>> _ = observer(torch.tensor([[-1.0, 1.0], [0.0, 5.0]]))
@@ -259,10 +263,11 @@ class PerChannelMinMaxObserver(_RangeObserver):
             )
         if self.min_val.numel() > 0 and self.min_val.size(0) != x.size(axis):
             raise InvalidRequest(
-                f"a per-channel observer that saw {self.min_val.size(0)} channels got an input of shape {x.shape} "
-                f"with {x.size(axis)} along ch_axis={self.ch_axis}: call reset_min_max_vals() to start anew"
+                f"a per-channel observer that saw {self.min_val.size(0)} channels got an input of shape "
+                f"{x.shape}, with {x.size(axis)} of them along ch_axis={self.ch_axis}: "
+                "call reset_min_max_vals() to start anew"
             )
-        others = [dim for dim in range(x.dim()) if dim != axis]
+        others = [dim for dim in range(axis)] + [dim for dim in range(axis + 1, x.dim())]
         return torch.amin(x, others), torch.amax(x, others)
 
     @torch.jit.export

@@ -1,7 +1,7 @@
 """Observers that compute nothing: fixed qparams, placeholders for configuration, and a recorder.
 
-The class names are read by TorchScript's C++ passes: an observer whose name holds `PlaceholderObserver` marks an
-activation that is quantized dynamically (its `dtype` and `is_dynamic` fields say how).
+The class names are read by TorchScript's C++ passes: an observer whose name holds `PlaceholderObserver`
+marks an activation that is quantized dynamically (its `dtype` and `is_dynamic` fields say how).
 """
 
 import warnings
@@ -16,7 +16,7 @@ from observers.errors import InvalidRequest, QuantizationError, QuantizationWarn
 
 
 class FixedQParamsObserver(ObserverBase):
-    """Answers the scale and zero point it was made with, for outputs whose range is known (sigmoid: 1/256, 0).
+    """Answers the scale and zero point it was made with, for outputs of known range (sigmoid: 1/256, 0).
 
     >>> FixedQParamsObserver(scale=1 / 256, zero_point=0).calculate_qparams()
     (tensor([0.0039]), tensor([0], dtype=torch.int32))
@@ -58,7 +58,7 @@ class FixedQParamsObserver(ObserverBase):
 
 
 class PlaceholderObserver(ObserverBase):
-    """Carries a dtype to the module that replaces the observed one, which then quantizes dynamically or casts.
+    """Carries a dtype to the module that replaces the observed one, for dynamic quantization or casts.
 
     `compute_dtype` does nothing but warn; `is_dynamic` is its successor.
 
@@ -131,7 +131,7 @@ class RecordingObserver(ObserverBase):
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Raise: recordings are for looking at."""
         raise QuantizationError(
-            "calculate_qparams should not be called for RecordingObserver: it only keeps tensors for debugging. "
+            "calculate_qparams should not be called for RecordingObserver: it only keeps tensors. "
             "Use an observer with statistics, such as MinMaxObserver, in a model to be converted"
         )
 
@@ -183,7 +183,7 @@ class ReuseInputObserver(ObserverBase):
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Raise: the qparams are those of the input's observer."""
         raise QuantizationError(
-            "calculate_qparams should not be called for ReuseInputObserver: ask the observer of the input instead"
+            "calculate_qparams should not be called for ReuseInputObserver: ask the observer of the input"
         )
 
 

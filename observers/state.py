@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -60,7 +60,8 @@ def _is_per_channel_script_obs_instance(module: nn.Module) -> bool:
     return _is_scripted_observer(module) and "PerChannelMinMaxObserver" in _script_name(module)
 
 
-def _is_fake_quant(mod: nn.Module) -> bool:
+def _is_fake_quant(mod: nn.Module) -> TypeGuard[FakeQuantizeBase]:
+    # A scripted one has the same methods.
     return isinstance(mod, FakeQuantizeBase) or _is_fake_quant_script_module(mod)
 
 
@@ -113,7 +114,7 @@ def enable_observer(mod: nn.Module) -> None:
 
 
 def has_seen_data(observer: nn.Module) -> bool | None:
-    """Whether `observer` (or the observer inside a fake quantizer) saw any data; None for kinds that need none.
+    """Whether `observer`, or the one inside a fake quantizer, saw any data; None for kinds that need none.
 
     >>> from observers import MinMaxObserver, PlaceholderObserver
     >>> has_seen_data(MinMaxObserver()), has_seen_data(PlaceholderObserver())
@@ -134,7 +135,7 @@ def has_seen_data(observer: nn.Module) -> bool | None:
 def get_observer_state_dict(mod: nn.Module) -> OrderedDict[str, Any]:
     """Return the part of `mod`'s state dict that belongs to observers.
 
-    These are the keys that contain `activation_post_process`, in a script module those that contain `observer`.
+    These are the keys that contain `activation_post_process`, in a script module those with `observer`.
 
     >>> from observers import MinMaxObserver
     >>> model = nn.Module()
@@ -152,7 +153,7 @@ def get_observer_state_dict(mod: nn.Module) -> OrderedDict[str, Any]:
 def load_observer_state_dict(mod: nn.Module, obs_dict: Mapping[str, Any]) -> None:
     """Load what `get_observer_state_dict` returned into the observers of `mod`, eager or scripted.
 
-    Raises InvalidRequest, and changes nothing, if statistics are missing, belong to no observer or do not fit.
+    Raises InvalidRequest, and changes nothing, if statistics are missing, unexpected or do not fit.
 
     >>> from observers import MinMaxObserver
     >>> old, new = nn.Module(), nn.Module()
@@ -185,7 +186,8 @@ def _require_same_keys(given: Mapping[str, Any], expected: Mapping[str, Any]) ->
     missing = [key for key in expected if key not in given and not key.endswith(".eps")]
     if missing:
         raise InvalidRequest(
-            f"Missing keys for observer {missing} in state_dict: it was made from another model; nothing was loaded"
+            f"Missing keys for observer {missing} in state_dict: it was made from another model. "
+            "Nothing was loaded"
         )
     markers = ("activation_post_process", "observer")
     unexpected = [key for key in given if key not in expected and any(marker in key for marker in markers)]
