@@ -99,8 +99,8 @@ def adaptive_avg_pool3d(input: Tensor, output_size: BroadcastingList3[int]) -> T
 def _check_conv(input: Tensor, weight: Tensor, padding_mode: str, layout: str) -> None:
     if padding_mode != "zeros":
         raise Unsupported(
-            f"Only zero-padding is supported! Got padding_mode {padding_mode!r}: pad with torch.nn.functional.pad "
-            "first, and use padding=0"
+            f"Only zero-padding is supported! Got padding_mode {padding_mode!r}: pad with "
+            "torch.nn.functional.pad first, and use padding=0"
         )
     if input.dtype != torch.quint8:
         raise Unsupported(f"Only torch.quint8 is supported for activation tensor! Got {input.dtype}")
@@ -322,7 +322,7 @@ def interpolate(
     input: Tensor, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
     align_corners: bool | None = None,
 ) -> Tensor:  # fmt: skip
-    """Resize `(N, C, H, W)` or `(N, C, D, H, W)`; modes are "nearest", "nearest-exact" and, in 2-d, "bilinear".
+    """Resize `(N, C, H, W)` or `(N, C, D, H, W)`; modes: "nearest", "nearest-exact", in 2-d "bilinear".
 
     >>> x = torch.quantize_per_tensor(torch.ones(1, 1, 2, 2), 0.5, 10, torch.quint8)
     >>> interpolate(x, scale_factor=2).shape
