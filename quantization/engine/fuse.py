@@ -35,9 +35,12 @@ def get_module(model: nn.Module, name: str) -> nn.Module:
     """
     found: Any = model
     for part in name.split("."):
+        if not isinstance(found, nn.Module):
+            break
         if not hasattr(found, part):
             close = difflib.get_close_matches(name, [site.path for site in walk(model)], cutoff=0.4)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "see model.named_modules()"
+            children = ", ".join(repr(child) for child, _ in found.named_children()) or "no children"
+            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"it has {children}"
             raise _NoSuchModule(
                 f"cannot fuse {name!r}: {type(found).__name__!r} object has no attribute {part!r}; {hint}"
             )

@@ -108,14 +108,14 @@ def fuse_conv_bn_relu(is_qat: bool, conv: nn.Module, bn: nn.Module, relu: nn.Mod
     if is_qat:
         _check_norm_for_training(conv, bn)
         return table[types](conv, bn, relu)
-    _check_evaluation("Conv", conv)
+    _check_evaluation(conv)
     return table[types](fold_batch_norm(conv, bn), relu)
 
 
 def _fuse_norm(kind: str, is_qat: bool, layer: nn.Module, bn: nn.Module) -> nn.Module:
     _check_modes(kind, layer, bn)
     if not is_qat:
-        _check_evaluation(kind, layer)
+        _check_evaluation(layer)
         return fold_batch_norm(layer, bn)
     _check_norm_for_training(layer, bn)
     types = _types((layer, bn))
@@ -135,11 +135,11 @@ def _check_modes(kind: str, *modules: nn.Module) -> None:
         )
 
 
-def _check_evaluation(kind: str, layer: nn.Module) -> None:
+def _check_evaluation(layer: nn.Module) -> None:
     if layer.training:
         raise InvalidRequest(
-            f"Fusion only for eval! The {kind} is in training mode: for quantization-aware training use "
-            "fuse_modules_qat, for post-training quantization call model.eval() first"
+            f"Fusion only for eval! The {type(layer).__name__} is in training mode: for quantization-aware "
+            "training use fuse_modules_qat, for post-training quantization call model.eval() first"
         )
 
 
