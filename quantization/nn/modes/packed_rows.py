@@ -71,7 +71,10 @@ def _weight(ops: PackedOps) -> Any:
     unpack = ops.unpack
 
     def _weight(self: Any) -> Tensor:
-        return unpack(self._packed_weight)
+        weight = unpack(self._packed_weight)
+        # Its scales are the packed weight's own memory, and would not outlive it.
+        scales, zero_points = weight.q_per_channel_scales(), weight.q_per_channel_zero_points()
+        return from_codes(codes_of(weight), scales, zero_points, weight.dtype)
 
     return torch.jit.export(_weight)
 
