@@ -7,7 +7,7 @@ parameters of a weight `w` are the buffers `w_scale`, `w_zero_point` and `w_axis
 `w_qscheme`, `w_dtype`, `w_axis_int`; a qscheme of None (float16 or float32) leaves the weight as it is.
 """
 
-# No `from __future__ import annotations`: TorchScript cannot read strings on the methods it is told to leave out.
+# No `from __future__ import annotations`: TorchScript cannot read strings on methods it has to leave out.
 from typing import Any, ClassVar
 
 import torch
