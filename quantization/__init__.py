@@ -121,6 +121,17 @@ from quantization.stubs import (
     QuantWrapper as QuantWrapper,
 )
 from quantization.summary import Summary as Summary, summary as summary
+from quantization.torchscript import (
+    convert_dynamic_jit as convert_dynamic_jit,
+    convert_jit as convert_jit,
+    fuse_conv_bn_jit as fuse_conv_bn_jit,
+    prepare_dynamic_jit as prepare_dynamic_jit,
+    prepare_jit as prepare_jit,
+    quantize_dynamic_jit as quantize_dynamic_jit,
+    quantize_jit as quantize_jit,
+    script_qconfig as script_qconfig,
+    script_qconfig_dict as script_qconfig_dict,
+)
 from quantization.workflows.dynamic import quantize_dynamic as quantize_dynamic
 from quantization.workflows.fusing import (
     fuse_conv_bn as fuse_conv_bn,

@@ -14,6 +14,7 @@ _ENGINE = tuple("quantization.engine." + name for name in ("propagate", "swap", 
 _FUSING = ("quantization.workflows.fusing",)
 _QCONFIG = ("quantization.qconfig",)
 _QUANT_TYPE = ("quantization.quant_type",)
+_TORCHSCRIPT = tuple("quantization.torchscript." + name for name in ("graph", "ondevice", "checks"))
 
 # torch.ao's module -> ours, in the order they are asked. A source that does not exist (yet) is passed over.
 SOURCES: dict[str, tuple[str, ...]] = {
@@ -29,6 +30,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "torch.ao.quantization.qconfig_mapping": ("quantization.qconfig_mapping", *_QCONFIG),
     "torch.ao.quantization.quant_type": _QUANT_TYPE,
     "torch.ao.quantization.quantization_mappings": ("quantization.workflows.tables",),
+    "torch.ao.quantization.quantize_jit": (*_TORCHSCRIPT, *_QUANT_TYPE, *_QCONFIG),
     "torch.ao.quantization.stubs": ("quantization.stubs",),
     "torch.ao.quantization.utils": (*_QUANT_TYPE, "quantization.qparams", *_OBSERVERS, *_ENGINE),
     "torch.ao.nn": (),
@@ -104,10 +106,21 @@ RENAMED: dict[str, str] = {
     "_add_observer_": "quantization.workflows.ptq:add_observer_",
     "_assert_and_get_unique_device": "quantization.engine.tree:single_device",
     "_assert_valid_qconfig": "quantization.qconfig:assert_valid_qconfig",
+    "_check_is_script_module": "quantization.torchscript.checks:require_script_module",
+    "_check_forward_method": "quantization.torchscript.checks:require_forward",
     "_convert": "quantization.workflows.ptq:convert_modules",
+    "_convert_jit": "quantization.torchscript.graph:convert",
+    "_convert_ondevice_dynamic_jit": "quantization.torchscript.ondevice:convert_ondevice_dynamic_jit",
+    "_convert_ondevice_jit": "quantization.torchscript.ondevice:convert_ondevice_jit",
     "_get_unique_devices_": "quantization.engine.tree:devices_of",
     "_observer_forward_hook": "quantization.engine.observe:observer_forward_hook",
     "_observer_forward_pre_hook": "quantization.engine.observe:observer_forward_pre_hook",
+    "_prepare_jit": "quantization.torchscript.graph:prepare",
+    "_prepare_ondevice_dynamic_jit": "quantization.torchscript.ondevice:prepare_ondevice_dynamic_jit",
+    "_prepare_ondevice_jit": "quantization.torchscript.ondevice:prepare_ondevice_jit",
+    "_quantize_jit": "quantization.torchscript.graph:quantize",
+    "_quantize_ondevice_dynamic_jit": "quantization.torchscript.ondevice:quantize_ondevice_dynamic_jit",
+    "_quantize_ondevice_dynamic_jit_impl": "quantization.torchscript.ondevice:quantize_ondevice_dynamic_jit",
     "_register_activation_post_process_hook": "quantization.engine.observe:register_observer_hook",
     "_remove_activation_post_process": "quantization.engine.observe:drop_observer",
     "_remove_qconfig": "quantization.workflows.ptq:remove_qconfig_",
