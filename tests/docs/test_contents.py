@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ PUBLIC = (
     "quantization.nn.reference",
     "quantization.nn.fused",
     "quantization.nn.functional_modules",
+    "quantization.nn.functional",
+    "quantization.torchscript",
 )
 
 
@@ -39,10 +42,30 @@ def _find(path: str) -> Any:
 
 
 def _public(module: str) -> dict[str, Any]:
+    """What a module offers: its `__all__`, or what it defines and what it re-exports as `X as X`."""
     loaded = importlib.import_module(module)
-    names = getattr(loaded, "__all__", None) or [n for n in vars(loaded) if not n.startswith("_")]
-    found = {name: getattr(loaded, name) for name in names}
+    names = getattr(loaded, "__all__", None) or [*_defined(loaded), *_reexported(loaded)]
+    found = {name: getattr(loaded, name) for name in names if not name.startswith("_")}
     return {name: thing for name, thing in found.items() if not _is_module(thing)}
+
+
+def _statements(module: Any) -> list[ast.stmt]:
+    return ast.parse(Path(module.__file__).read_text()).body
+
+
+def _defined(module: Any) -> Iterator[str]:
+    for node in _statements(module):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
+def _reexported(module: Any) -> Iterator[str]:
+    for node in _statements(module):
+        if isinstance(node, ast.ImportFrom):
+            yield from (alias.name for alias in node.names if alias.asname == alias.name)
 
 
 def _is_module(thing: Any) -> bool:
@@ -56,11 +79,12 @@ def _entries() -> list[str]:
 
 
 def _documented() -> Iterator[int]:
-    """The identity of each object that has an entry, or whose module has one and lists it."""
+    """The identity of each object that has an entry, or whose module has one; re-exports are not rendered."""
     for entry in _entries():
         thing = _find(entry)
         if _is_module(thing):
-            yield from (id(member) for member in _public(entry).values())
+            names = getattr(thing, "__all__", None) or list(_defined(thing))
+            yield from (id(getattr(thing, name)) for name in names)
         yield id(thing)
 
 
