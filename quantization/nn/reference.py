@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from quantization.nn.families import conv, embedding, linear
 from quantization.nn.modes.reference import ReferenceQuantizedModule as ReferenceQuantizedModule
+from quantization.nn.modes.reference_recurrent import CellReference, LayerReference
 
 QParamDict = dict[str, Any]
 
@@ -174,3 +175,43 @@ class EmbeddingBag(ReferenceQuantizedModule, nn.EmbeddingBag, family=embedding.E
             input, self.get_weight(), offsets, self.max_norm, self.norm_type, self.scale_grad_by_freq,
             self.mode, self.sparse, per_sample_weights, self.include_last_offset, self.padding_idx,
         )  # fmt: skip
+
+
+class RNNCell(CellReference, nn.RNNCell):
+    """Float `nn.RNNCell` whose weights are rounded to quantized codes."""
+
+    _float_type = nn.RNNCell
+    _FIELDS = (*CellReference._FIELDS, "nonlinearity")
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh",
+        device: Any = None, dtype: Any = None, weight_qparams_dict: QParamDict | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            input_size, hidden_size, bias, device, dtype, weight_qparams_dict, nonlinearity=nonlinearity
+        )
+
+
+class LSTMCell(CellReference, nn.LSTMCell):
+    """Float `nn.LSTMCell` whose weights are rounded to quantized codes."""
+
+    _float_type = nn.LSTMCell
+
+
+class GRUCell(CellReference, nn.GRUCell):
+    """Float `nn.GRUCell` whose weights are rounded to quantized codes."""
+
+    _float_type = nn.GRUCell
+
+
+class LSTM(LayerReference, nn.LSTM):
+    """Float `nn.LSTM` whose weights are rounded to quantized codes."""
+
+    _float_type = nn.LSTM
+
+
+class GRU(LayerReference, nn.GRU):
+    """Float `nn.GRU` whose weights are rounded to quantized codes."""
+
+    _float_type = nn.GRU
+    _FIELDS = tuple(name for name in LayerReference._FIELDS if name != "proj_size")
