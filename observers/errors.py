@@ -29,6 +29,21 @@ class InvalidRequest(QuantizationError, AssertionError):
     """A wrong argument or a model in the wrong state, where torch.ao used an assertion."""
 
 
+class FamiliarError(InvalidRequest):
+    """Carries torch.ao's very text, which programs compare; the place and the cure are notes (PEP 678)."""
+
+    def __init__(self, message: str, cure: str) -> None:
+        super().__init__(message)
+        self._note(cure)
+
+    def _note(self, text: str) -> None:
+        if hasattr(self, "add_note"):  # Python 3.11
+            self.add_note(text)
+
+    def __str__(self) -> str:
+        return ValueError.__str__(self)
+
+
 class Unsupported(QuantizationError, NotImplementedError):
     """A combination that has no implementation."""
 

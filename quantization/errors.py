@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 
+from observers.errors import FamiliarError as FamiliarError
 from observers.errors import InvalidRequest as InvalidRequest
 from observers.errors import QuantizationError as QuantizationError
 from observers.errors import QuantizationWarning as QuantizationWarning
@@ -23,12 +24,19 @@ def at(path: str, doing: str) -> Iterator[None]:
     except QuantizationError as error:
         if not error.path:
             error.path, error.doing = path or "<root>", doing
+            if isinstance(error, FamiliarError):
+                _note(error, path, doing)
         raise
     except Exception as error:
-        if not getattr(error, "_eagerquant_path", None) and hasattr(error, "add_note"):
-            error.add_note(f"while {doing} '{path or '<root>'}'")  # pyright: ignore[reportAttributeAccessIssue]
-            error._eagerquant_path = path or "<root>"  # pyright: ignore[reportAttributeAccessIssue]
+        if not hasattr(error, "_noted"):
+            _note(error, path, doing)
+            error._noted = True  # pyright: ignore[reportAttributeAccessIssue]
         raise
+
+
+def _note(error: Exception, path: str, doing: str) -> None:
+    if hasattr(error, "add_note"):  # Python 3.11
+        error.add_note(f"while {doing} '{path or '<root>'}'")  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def notify(message: str, strict: bool, stacklevel: int = 3) -> None:

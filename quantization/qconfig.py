@@ -52,7 +52,7 @@ from observers import (
     weight_observer_range_neg_127_to_127,
 )
 from observers.factory import factories_equal
-from quantization.errors import InvalidRequest, QuantizationWarning
+from quantization.errors import FamiliarError, InvalidRequest, QuantizationWarning
 
 
 class _Factories(NamedTuple):
@@ -353,10 +353,10 @@ def assert_valid_qconfig(qconfig: QConfigAny, mod: nn.Module) -> None:
         return
     weight_observer = _sample(qconfig.weight)
     if isinstance(weight_observer, (PerChannelMinMaxObserver, MovingAveragePerChannelMinMaxObserver)):
-        raise InvalidRequest(
-            f"Per channel weight observer is not supported yet for {type(mod).__name__}. Give it a "
-            "per-tensor one: "
-            "module.qconfig = QConfig(activation=qconfig.activation, weight=default_weight_observer)"
+        raise FamiliarError(
+            "Per channel weight observer is not supported yet for ConvTranspose{n}d.",  # sic, braces and all
+            f"{type(mod).__name__} needs a per-tensor weight observer: set its own qconfig, "
+            "module.qconfig = QConfig(activation=qconfig.activation, weight=default_weight_observer)",
         )
 
 

@@ -9,6 +9,9 @@ import torch
 
 from tests.support import ENGINES
 
+# The suite runs one process per core, and small tensors gain nothing from more threads.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:

@@ -29,9 +29,9 @@ def expect_quantized(x: Tensor, who: str) -> None:
 
 def calibrated_output(mod: nn.Module, target: str) -> QParams:
     """The output parameters of a prepared float module that becomes `target`, whose output is quantized."""
-    observer = getattr(mod, "activation_post_process", None)
+    observer = _observer_of(mod)
     source = type(mod).__name__
-    if observer is None or isinstance(observer, nn.Identity):
+    if observer is None:
         raise InvalidRequest(
             f"{target}.from_float needs the range of its output: {source} must have activation_post_process "
             "attribute, an observer; prepare() the model and run it on data before convert()"
@@ -42,8 +42,22 @@ def calibrated_output(mod: nn.Module, target: str) -> QParams:
             f"{type(observer).__name__} of dtype {getattr(observer, 'dtype', None)}; use one of dtype "
             "torch.quint8, or keep the module float by setting its qconfig to None"
         )
-    output_qparams(mod)  # refuses an observer with one scale per channel
-    return QParams.of(observer)
+    qparams = QParams.of(observer)
+    if qparams.scale.numel() != 1:
+        output_qparams(mod)  # says why one scale per channel will not do
+    return qparams
+
+
+def _observer_of(mod: nn.Module) -> Any:
+    """The observer of the output; for a module never prepared, a new one, so that scale 1 is assumed.
+
+    `convert` has warned of that by then, as it does for weighted modules, which assume the same.
+    """
+    observer = getattr(mod, "activation_post_process", None)
+    if observer is not None and not isinstance(observer, nn.Identity):
+        return observer
+    qconfig = getattr(mod, "qconfig", None)
+    return None if qconfig is None else qconfig.activation()
 
 
 _STORED = (torch.quint8, torch.qint8, torch.qint32)

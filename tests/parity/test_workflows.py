@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.parity.libraries import Library, assert_same, on_both
-from tests.parity.models import MODELS, ResidualNet, build
+from tests.parity.models import MODELS, Net1d, Net3d, ResidualNet, build
 
 MODEL = pytest.mark.parametrize("model_class", MODELS, ids=lambda c: c.__name__)
 FUSION = pytest.mark.parametrize("fuse", [True, False], ids=["fused", "unfused"])
@@ -33,7 +33,9 @@ def evidence(model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
 def compare(results: tuple[dict[str, Any], dict[str, Any]]) -> None:
     ours, expected = results
     assert ours["tree"] == expected["tree"]
-    assert_same(dict(ours["state"]), dict(expected["state"]), "state")
+    more = set(ours["state"]) - set(expected["state"])
+    assert all(key.startswith("elu.") for key in more), more  # torch.ao loses what ELU's output is scaled by
+    assert_same({k: v for k, v in ours["state"].items() if k not in more}, expected["state"], "state")
     assert {k: ours["versions"][k] for k in expected["versions"]} == expected["versions"]
     assert_same(ours["output"], expected["output"], "output")
 
@@ -44,12 +46,18 @@ def qconfig(library: Library, kind: str, engine: str) -> Any:
     return getattr(library.q, kind)
 
 
+def skip_what_torch_lacks(engine: str, model_class: Any, fuse: bool, per_channel: bool = False) -> None:
+    if engine == "qnnpack" and (model_class is Net3d or per_channel):
+        pytest.skip("torch's qnnpack has no such kernel")
+    if model_class is Net1d and not fuse:
+        pytest.skip("torch has no quantized BatchNorm1d")
+
+
 @MODEL
 @FUSION
 @pytest.mark.parametrize("kind", ["engine", "default_qconfig", "default_per_channel_qconfig"])
 def test_static(engine: str, model_class: Any, fuse: bool, kind: str):
-    if engine == "qnnpack" and (model_class is MODELS[3] or kind == "default_per_channel_qconfig"):
-        pytest.skip("torch's qnnpack has no such kernel")
+    skip_what_torch_lacks(engine, model_class, fuse, kind == "default_per_channel_qconfig")
 
     def program(library: Library) -> dict[str, Any]:
         model = build(model_class, library).eval()
@@ -72,8 +80,7 @@ def test_static(engine: str, model_class: Any, fuse: bool, kind: str):
 @FUSION
 @pytest.mark.parametrize("version", [0, 1], ids=["plain", "fused_fake_quantize"])
 def test_qat(engine: str, model_class: Any, fuse: bool, version: int):
-    if engine == "qnnpack" and model_class is MODELS[3]:
-        pytest.skip("torch's qnnpack has no such kernel")
+    skip_what_torch_lacks(engine, model_class, fuse)
 
     def program(library: Library) -> dict[str, Any]:
         model = build(model_class, library).train()
@@ -108,8 +115,8 @@ def test_qat(engine: str, model_class: Any, fuse: bool, version: int):
 @pytest.mark.parametrize("dtype", [torch.qint8, torch.float16], ids=str)
 @pytest.mark.parametrize("spec", [None, {nn.Linear}, {"head.0"}, "per_channel"], ids=str)
 def test_dynamic(engine: str, dtype: torch.dtype, spec: Any):
-    if engine == "onednn" and dtype is torch.float16:
-        pytest.skip("torch's onednn may lack float16 linear kernels on this CPU")
+    if engine in ("qnnpack", "onednn") and dtype is torch.float16 and spec != "per_channel":
+        pytest.skip(f"torch's {engine} has no float16 linear kernel on this CPU")
 
     def program(library: Library) -> dict[str, Any]:
         model = build(ResidualNet, library).eval()

