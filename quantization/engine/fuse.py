@@ -195,7 +195,9 @@ def fold_batch_norm(layer: nn.Module, bn: nn.Module) -> nn.Module:
             "track_running_stats=True"
         )
     folded: Any = _copy_of(layer)
-    stats = norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    gamma = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
+    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+    stats = norm.running_mean, norm.running_var, norm.eps, gamma, beta
     if isinstance(layer, _TRANSPOSED):
         folded.weight, folded.bias = _fold_transposed(folded, stats)
     elif isinstance(layer, nn.Linear):
@@ -234,8 +236,12 @@ def _copy_of(layer: Any) -> nn.Module:
     """A deep copy with plain parameters, on which hooks are the very same objects."""
     hooks = [*layer._forward_pre_hooks.values(), *layer._forward_hooks.values()]
     copied = copy.deepcopy(layer, {id(hook): hook for hook in hooks})
-    for name in list(getattr(copied, "parametrizations", ())):
-        parametrize.remove_parametrizations(copied, name, leave_parametrized=True)
+    if parametrize.is_parametrized(layer):
+        # Not `remove_parametrizations`: it edits the class, which the copy shares with the layer.
+        copied.__class__ = parametrize.type_before_parametrizations(layer)
+        del copied.parametrizations
+        for name in layer.parametrizations:
+            copied.register_parameter(name, nn.Parameter(getattr(layer, name).detach().clone()))
     return copied
 
 
