@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from quantization.backends.ops import PackedOps
+from quantization.errors import QuantizationError
 from quantization.nn.calibrated import calibrated_weight
 from quantization.nn.modes.weighted import WeightedQuantizedModule
 
@@ -36,6 +37,14 @@ class Dynamic(WeightedQuantizedModule):
         return cls._from_reference(ref)
 
 
+def expect_float(x: Tensor, who: str) -> None:
+    """Refuse a quantized tensor, which a dynamic layer would have to take apart first."""
+    if x.is_quantized:
+        raise QuantizationError(
+            f"Input to the dynamic '{who}' must be float, but it is quantized: put a DeQuantStub before it"
+        )
+
+
 def dynamic_linear_forward(fp16: PackedOps) -> Any:
     """A builder for `forward(x)` of shape (*, in_features) and any float dtype, which the output shares."""
 
@@ -43,11 +52,14 @@ def dynamic_linear_forward(fp16: PackedOps) -> Any:
         run, run_fp16 = int8.run, fp16.run
 
         def forward(self: Any, x: Tensor) -> Tensor:
+            expect_float(x, self._kind)
             rows = (x.unsqueeze(0) if x.dim() == 1 else x).to(torch.float32)
             packed = self._packed_params._packed_params
             if self._packed_params.dtype == torch.qint8:
-                # Files older than version 4 were calibrated on the full range of the input's codes.
-                y = run(rows, packed, self.version is not None and self.version >= 4)
+                reduce_range = False  # files older than version 4 use the full range of the input's codes
+                if self.version is not None:
+                    reduce_range = self.version >= 4
+                y = run(rows, packed, reduce_range)
             else:
                 y = run_fp16(rows, packed)
             y = y.to(x.dtype)
@@ -63,6 +75,7 @@ def dynamic_conv_forward(ops: PackedOps) -> Any:
     run = ops.run
 
     def forward(self: Any, input: Tensor, reduce_range: bool = True) -> Tensor:
+        expect_float(input, self._kind)
         x = self._batched(input).to(torch.float32)
         y = run(x, self._packed_params, reduce_range).to(input.dtype)
         return y if x.dim() == input.dim() else y.squeeze(0)

@@ -11,6 +11,7 @@ from torch.nn.modules.utils import _ntuple
 
 from quantization.backends.ops import PackedOps
 from quantization.backends.torch_quantized import pad
+from quantization.errors import QuantizationError
 from quantization.nn.families.conv import check_conv, lower_padding
 from quantization.nn.modes.state import (
     load_output_qparams,
@@ -93,7 +94,7 @@ class PackedConv(WeightedQuantizedModule):
         if input.dim() == rank + 1:
             x = input.unsqueeze(0)
         elif input.dim() != rank + 2:
-            raise ValueError(
+            raise QuantizationError(
                 "Input shape must be `(N, C, L)`, `(N, C, H, W)` or `(N, C, D, H, W)` for 1, 2 and 3 "
                 f"dimensions, N optional; this convolution has {rank}, but the input has shape {input.shape}"
             )

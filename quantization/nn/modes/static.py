@@ -10,6 +10,7 @@ from typing_extensions import Self
 from quantization.backends.ops import PackedOps
 from quantization.nn.calibrated import calibrated, folded, new_weight_observer, seen
 from quantization.nn.modes.weighted import WeightedQuantizedModule
+from quantization.nn.static_cell import expect_quantized
 from quantization.qparams import output_qparams
 
 
@@ -76,6 +77,7 @@ def linear_forward(ops: PackedOps) -> Any:
     run = ops.run
 
     def forward(self: Any, x: Tensor) -> Tensor:
+        expect_quantized(x, self._kind)
         rows = x.unsqueeze(0) if x.dim() == 1 else x
         y = run(rows, self._packed_params._packed_params, self.scale, self.zero_point)
         return y.squeeze(0) if x.dim() == 1 else y
@@ -88,6 +90,7 @@ def linear_leaky_relu_forward(ops: PackedOps) -> Any:
     run = ops.run
 
     def forward(self: Any, x: Tensor) -> Tensor:
+        expect_quantized(x, self._kind)
         rows = x.unsqueeze(0) if x.dim() == 1 else x
         packed = self._packed_params._packed_params
         y = run(rows, packed, self.scale, self.zero_point, self.negative_slope)
@@ -101,6 +104,7 @@ def conv_forward(ops: PackedOps) -> Any:
     run = ops.run
 
     def forward(self: Any, input: Tensor) -> Tensor:
+        expect_quantized(input, self._kind)
         x = self._batched(input)
         y = run(x, self._packed_params, self.scale, self.zero_point)
         return y if x.dim() == input.dim() else y.squeeze(0)
@@ -113,6 +117,7 @@ def conv_add_forward(ops: PackedOps) -> Any:
     run = ops.run
 
     def forward(self: Any, input: Tensor, extra_input: Tensor) -> Tensor:
+        expect_quantized(input, self._kind)
         x = self._batched(input)
         extra = extra_input if x.dim() == input.dim() else extra_input.unsqueeze(0)
         y = run(x, extra, self._packed_params, self.scale, self.zero_point)

@@ -36,6 +36,8 @@ class WeightedQuantizedModule(nn.Module):
     ops: ClassVar[PackedOps]
     _FLOAT_MODULE: ClassVar[Any]
     _weight_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.qint8,)
+    __constants__ = ("_kind",)
+    _kind: ClassVar[str]
     _build_forward: ClassVar[ForwardBuilder]
     _constructor: ClassVar[Any]
 
@@ -60,6 +62,7 @@ class WeightedQuantizedModule(nn.Module):
         if ops is not None:
             cls.ops = ops
             cls._constructor = cls.__init__
+            cls._kind = cls.__name__
             cls._bind(ops)
 
     @classmethod
