@@ -152,6 +152,11 @@ class FakeQuantize(FakeQuantizeBase):
         # The observer's range and not ours: `reduce_range` narrows it there.
         low, high = self.activation_post_process.quant_min, self.activation_post_process.quant_max
         if self.is_per_channel:
+            if self.scale.numel() != X.size(self.ch_axis):
+                raise InvalidRequest(
+                    f"a per-channel fake quantizer with {self.scale.numel()} scale(s) got an input of shape "
+                    f"{X.shape}, ch_axis={self.ch_axis}: let it observe finite data of that shape first"
+                )
             return torch.fake_quantize_per_channel_affine(
                 X, self.scale, self.zero_point, self.ch_axis, low, high
             )

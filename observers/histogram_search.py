@@ -74,7 +74,9 @@ def quantization_errors(
     >>> quantization_errors(torch.tensor([0.0, 12.0, 0.0]), 1.0, [0, 1], [2, 1], 1)
     [1.0, 1.0]
     """
-    widths = [bin_width * (end - start + 1) / dst_nbins for start, end in zip(starts, ends)]  # noqa: B905 - TorchScript knows no `strict`
+    # TorchScript's zip knows no `strict`.
+    bins = [end - start + 1 for start, end in zip(starts, ends)]  # noqa: B905
+    widths = [bin_width * count / dst_nbins for count in bins]
     width = torch.tensor(widths, dtype=histogram.dtype, device=histogram.device).unsqueeze(1)
     first = torch.tensor(starts, device=histogram.device).unsqueeze(1)
     density = histogram / bin_width
