@@ -52,8 +52,8 @@ class DeQuantStub(nn.Module, NotObserved):
         return x
 
 
-# No class annotations here: torch.jit.script would then insist that `quant` stays a QuantStub, and refuse the
-# converted wrapper, in which it is a Quantize.
+# No class annotations at run time: torch.jit.script would then insist that `quant` stays a QuantStub, and
+# refuse the converted wrapper, in which it is a Quantize.
 class QuantWrapper(nn.Module):
     """A module between a `QuantStub` and a `DeQuantStub`, so that float goes in and float comes out.
 
@@ -63,6 +63,11 @@ class QuantWrapper(nn.Module):
     >>> QuantWrapper(nn.ReLU())(torch.tensor([-1.0, 2.0]))
     tensor([0., 2.])
     """
+
+    if TYPE_CHECKING:
+        quant: nn.Module
+        dequant: nn.Module
+        module: nn.Module
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()

@@ -233,7 +233,7 @@ def _quantized_slopes(mod: nn.PReLU) -> Tensor:
     """The slopes of a float PReLU, quint8 per tensor."""
     weight = mod.weight.detach().float()
     qconfig = getattr(mod, "qconfig", None)
-    observer = None if qconfig is None or qconfig.weight is None else qconfig.weight()
+    observer: Any = None if qconfig is None or qconfig.weight is None else qconfig.weight()
     kind = getattr(observer, "dtype", None), getattr(observer, "qscheme", None)
     if kind not in ((torch.quint8, torch.per_tensor_affine), (torch.quint8, torch.per_tensor_symmetric)):
         observer = MinMaxObserver(dtype=torch.quint8)

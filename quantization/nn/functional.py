@@ -11,7 +11,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._jit_internal import BroadcastingList2, BroadcastingList3
+from torch._jit_internal import (  # pyright: ignore[reportAttributeAccessIssue]
+    BroadcastingList2,  # pyright: ignore[reportAttributeAccessIssue]
+    BroadcastingList3,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from torch.nn.modules.utils import _pair, _single, _triple
 
 from quantization.backends import torch_quantized as q

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +42,10 @@ class Linear(ReferenceQuantizedModule, nn.Linear, family=linear.LINEAR):
 
 class _ConvNd(ReferenceQuantizedModule):
     """A convolution of any rank, in every padding mode of the float layer."""
+
+    if TYPE_CHECKING:
+        bias: Tensor | None
+        _conv_forward: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Any, stride: Any = 1, padding: Any = 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ class Quantize(nn.Module):
     >>> Quantize(0.5, 10, torch.quint8)(torch.tensor([1.0, -1.0])).int_repr().tolist()
     [12, 8]
     """
+
+    if TYPE_CHECKING:
+        scale: Tensor
+        zero_point: Tensor
 
     def __init__(
         self, scale: float | Tensor, zero_point: int | Tensor, dtype: torch.dtype, factory_kwargs: Any = None

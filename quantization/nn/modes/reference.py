@@ -8,7 +8,7 @@ parameters of a weight `w` are the buffers `w_scale`, `w_zero_point` and `w_axis
 """
 
 # No `from __future__ import annotations`: TorchScript cannot read strings on methods it has to leave out.
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +131,18 @@ class ReferenceQuantizedModule(nn.Module):
     _IS_REFERENCE = True
     _BIAS: ClassVar[str | None] = "bias"
 
+    if (
+        TYPE_CHECKING
+    ):  # attributes of the float layer and of `hold_qparams`; TorchScript takes no class annotations
+        _family: ClassVar[Family]
+        weight: Tensor
+        weight_qscheme: torch.qscheme | None
+        weight_dtype: torch.dtype
+        weight_scale: Tensor
+        weight_zero_point: Tensor
+        weight_axis_int: int
+        _weight_codes: tuple[int, int]
+
     def __init_subclass__(cls, family: Family | None = None) -> None:
         super().__init_subclass__()
         if family is not None:
@@ -204,12 +216,13 @@ class ReferenceQuantizedModule(nn.Module):
                 f"reference {cls.__name__} is made from {kinds}, not from {type(mod).__name__}"
             )
         arguments = cls._family.geometry(mod)
+        weight: Any = mod.weight  # not get_parameter: a parametrized layer has a property here
         bias = getattr(mod, "bias", None)
         if cls._BIAS is not None:
             arguments[cls._BIAS] = bias is not None
         new = cls(**arguments, device="meta")
-        new._init_weight_qparams(weight_qparams, mod.weight.device)
-        new.weight = nn.Parameter(mod.weight.detach())
+        new._init_weight_qparams(weight_qparams, weight.device)
+        new.weight = nn.Parameter(weight.detach())
         if bias is not None:
             new.bias = nn.Parameter(bias.detach())
         return new.train(mod.training)
@@ -229,7 +242,8 @@ class ReferenceQuantizedModule(nn.Module):
                 setattr(self, name, state_dict.pop(prefix + name))
             else:
                 missing_keys.append(prefix + name)
-        self._weight_codes = tuple(facts_of(self.weight_dtype).bounds)
+        low, high = facts_of(self.weight_dtype).bounds
+        self._weight_codes = (low, high)
         load_qparams(self, "weight", state_dict, prefix)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

@@ -6,7 +6,7 @@ ones; so all of its inputs are taken: packed sequences, single samples, projecti
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -52,7 +52,7 @@ class RecurrentReference(nn.Module):
         return tuple(getattr(self, name + part) for part in parts)
 
     def _rounded(self, name: str) -> Tensor:
-        return through_codes(*self._arguments(name), getattr(self, f"_{name}_codes"))
+        return through_codes(*self._arguments(name), codes=getattr(self, f"_{name}_codes"))
 
     def _codes(self, name: str) -> Tensor:
         return to_codes(*self._arguments(name))
@@ -146,6 +146,9 @@ class CellReference(RecurrentReference):
 
 class LayerReference(RecurrentReference):
     """A recurrent layer over sequences, of several layers and directions."""
+
+    if TYPE_CHECKING:
+        _flat_weights_names: list[str]
 
     _FIELDS = (
         *RecurrentReference._FIELDS,

@@ -170,7 +170,8 @@ def test_the_old_names_warn_at_the_caller(name: str) -> None:
 
 
 SCRIPTED = (
-    "adaptive_avg_pool2d adaptive_avg_pool3d celu clamp elu hardsigmoid hardswish hardtanh leaky_relu linear threshold"
+    "adaptive_avg_pool2d adaptive_avg_pool3d celu clamp elu hardsigmoid hardswish hardtanh leaky_relu linear "
+    "threshold"
 ).split()
 
 

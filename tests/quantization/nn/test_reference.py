@@ -254,6 +254,13 @@ def test_missing_parameters_are_named(key: str) -> None:
         reference.Linear(2, 3, weight_qparams=qparams)
 
 
+def test_a_parametrized_layer_gives_its_present_weight() -> None:
+    mod = nn.utils.parametrizations.weight_norm(nn.Linear(5, 6))
+    module = reference.Linear.from_float(mod, PER_TENSOR)
+    assert torch.equal(module.weight, mod.weight)
+    assert sum(1 for _ in module.parameters()) == 2
+
+
 def test_another_kind_of_layer_is_refused() -> None:
     with pytest.raises(InvalidRequest, match=r"reference Linear is made from Linear or .*, not from Conv2d"):
         reference.Linear.from_float(nn.Conv2d(1, 1, 1), PER_TENSOR)
