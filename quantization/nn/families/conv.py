@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.nn.modules.utils import _ntuple
 
 from quantization.errors import InvalidRequest, QuantizationError
@@ -24,7 +23,6 @@ _FIELDS = (
     "groups",
     "padding_mode",
 )
-_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def _weight_shape(geometry: Mapping[str, Any]) -> tuple[int, ...]:
@@ -37,25 +35,12 @@ def _transposed_weight_shape(geometry: Mapping[str, Any]) -> tuple[int, ...]:
     return geometry["in_channels"], outputs, *geometry["kernel_size"]
 
 
-def _apply(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return module._conv_forward(x, weight, bias)
-
-
-def _apply_transposed(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    conv = _TRANSPOSE[len(module.kernel_size)]
-    return conv(
-        x, weight, bias, module.stride, module.padding, module.output_padding, module.groups, module.dilation
-    )
-
-
 def _conv(float_type: type[nn.Module], rank: int) -> Family:
-    return Family((float_type,), _FIELDS, _weight_shape, _apply, rank)
+    return Family((float_type,), _FIELDS, _weight_shape, rank)
 
 
 def _conv_transpose(float_type: type[nn.Module], rank: int) -> Family:
-    return Family(
-        (float_type,), (*_FIELDS, "output_padding"), _transposed_weight_shape, _apply_transposed, rank
-    )
+    return Family((float_type,), (*_FIELDS, "output_padding"), _transposed_weight_shape, rank)
 
 
 CONV1D = _conv(nn.Conv1d, 1)

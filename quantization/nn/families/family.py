@@ -13,17 +13,16 @@ Geometry = dict[str, Any]
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of layer: its float types, constructor arguments, weight shape and float arithmetic.
+    """A kind of layer: its float types, constructor arguments and weight shape.
 
-    `fields` are constructor arguments that are attributes of the float module too. `weight_shape` maps them
-    to the shape of the weight, `apply(module, x, weight, bias)` is the float layer with another weight, and
-    `rank` counts the spatial dimensions of its input.
+    `fields` are constructor arguments that are attributes of the float module too, `weight_shape` maps them
+    to the shape of the weight, and `rank` counts the spatial dimensions of the input. The arithmetic is not
+    here but in the modes, because TorchScript compiles no method that reads a record.
     """
 
     float_types: tuple[type[nn.Module], ...]
     fields: tuple[str, ...]
     weight_shape: Callable[[Mapping[str, Any]], tuple[int, ...]]
-    apply: Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]
     rank: int = 0
 
     def geometry(self, module: nn.Module) -> Geometry:
