@@ -106,6 +106,18 @@ EMBEDDING_4BIT = PackedOps(_q.embedding_bag_prepack, _q.embedding_bag_unpack, _q
 EMBEDDING_BAG_BYTE = PackedOps(_q.embedding_bag_prepack, _q.embedding_bag_unpack, _q.embedding_bag_byte)
 EMBEDDING_BAG_4BIT = PackedOps(_q.embedding_bag_prepack, _q.embedding_bag_unpack, _q.embedding_bag_4bit)
 
+# Recurrent layers, on a list of one record of packed weights for each layer and direction, and single cells.
+cell_params_int8 = _q.make_quantized_cell_params_dynamic
+cell_params_fp16 = _q.make_quantized_cell_params_fp16
+lstm = torch.quantized_lstm
+gru = torch.quantized_gru
+lstm_cell = _q.quantized_lstm_cell_dynamic
+gru_cell = _q.quantized_gru_cell_dynamic
+rnn_tanh_cell = _q.quantized_rnn_tanh_cell_dynamic
+rnn_relu_cell = _q.quantized_rnn_relu_cell_dynamic
+linear_dynamic = _q.linear_dynamic
+linear_dynamic_fp16 = _q.linear_dynamic_fp16
+
 # Normalisation: (x, weight, bias, ..., eps, scale, zero_point)
 batch_norm = _q.batch_norm
 batch_norm1d = _q.batch_norm1d

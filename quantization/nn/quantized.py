@@ -134,7 +134,10 @@ class LinearLeakyReLU(
 
 
 class _ConvNd(StaticConv, PackedConv):
-    """Base of the quantized convolutions."""
+    """Base of the quantized convolutions.
+
+    `device` and `dtype` are arguments for torch.ao's sake: a packed weight is int8 and on the CPU.
+    """
 
     _NNIQAT_CONV_BN_MODULE: ClassVar[type[nn.Module] | None] = None
     _NNI_CONV_RELU_MODULE: ClassVar[type[nn.Module] | None] = None

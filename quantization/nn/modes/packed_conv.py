@@ -24,6 +24,7 @@ from quantization.nn.modes.state import (
 from quantization.nn.modes.weighted import WeightedQuantizedModule
 
 Sizes = int | Sequence[int]
+_PADDING_ARGUMENTS = ("padding", "padding_mode", "kernel_size", "dilation", "stride")
 
 # What torch.ao's pickled convolutions hold, in their order; files of ours hold the whole `__dict__`.
 _PICKLED_BY_TORCH_AO = (
@@ -157,9 +158,6 @@ class PackedConv(WeightedQuantizedModule):
         del geometry["transposed"]
         self._fill(weight, bias, **geometry)
         self.scale, self.zero_point, self.training = scale, zero_point, training
-
-
-_PADDING_ARGUMENTS = ("padding", "padding_mode", "kernel_size", "dilation", "stride")
 
 
 def _set_weight_bias(ops: PackedOps) -> Any:
