@@ -109,6 +109,9 @@ def best_bins(
     >>> best_bins(histogram, 1.0, 16)
     (20, 78)
     """
+    if bin_width == 0:
+        # All values are equal: every range is the same one.
+        return 0, histogram.numel() - 1
     cumulative: list[float] = torch.cumsum(histogram, dim=0).tolist()
     total = float(torch.sum(histogram))
     start, end = 0, len(cumulative) - 1

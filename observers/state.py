@@ -201,13 +201,20 @@ def _require_same_keys(given: Mapping[str, Any], expected: Mapping[str, Any]) ->
 def _require_fitting(given: Mapping[str, Any], module: nn.Module, name: str) -> None:
     for key, own in module.state_dict(prefix=f"{name}." if name else "").items():
         saved = given.get(key)
-        resizable = key.endswith(("min_val", "max_val", "scale", "zero_point"))
-        if saved is None or resizable or saved.shape == own.shape:
+        if saved is None or _fits(key, saved, own):
             continue
         raise InvalidRequest(
             f"'{key}' has shape {tuple(saved.shape)} in state_dict but {tuple(own.shape)} in the model: "
-            "use the same observers (and number of bins) as when it was saved; nothing was loaded"
+            "use the same observers (and number of bins) as when it was saved. Nothing was loaded"
         )
+
+
+def _fits(key: str, saved: torch.Tensor, own: torch.Tensor) -> bool:
+    if own.dim() == 0:
+        return saved.numel() <= 1
+    # Per-channel statistics take the number of channels they are given.
+    per_channel = key.endswith(("min_val", "max_val", "scale", "zero_point")) and saved.dim() == 1
+    return per_channel or saved.shape == own.shape
 
 
 def _load_one(module: nn.Module, given: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from observers import HistogramObserver, InvalidRequest, QuantizationWarning, Unsupported
 from observers.histogram_search import (
@@ -61,7 +60,9 @@ def test_errors_of_several_ranges_are_those_of_each():
     histogram = torch.rand(512)
     starts, ends = [0, 3, 100], [511, 500, 300]
     together = quantization_errors(histogram, 0.01, starts, ends, 256)
-    alone = [quantization_errors(histogram, 0.01, [s], [e], 256)[0] for s, e in zip(starts, ends, strict=True)]
+    alone = [
+        quantization_errors(histogram, 0.01, [s], [e], 256)[0] for s, e in zip(starts, ends, strict=True)
+    ]
     assert together == alone
     observer = HistogramObserver(bins=512)
     observer(torch.rand(100))

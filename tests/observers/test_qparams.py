@@ -6,8 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from observers import InvalidRequest, MinMaxObserver, QuantizationWarning, Unsupported
 from observers.base import (
@@ -215,7 +214,7 @@ def test_dtypes_without_integer_levels_are_refused_by_name():
         integer_info(torch.float8_e5m2)
     with pytest.raises(Unsupported):
         integer_info(torch.float32)
-    with pytest.raises(AssertionError, match="Unsupported dtype: torch.float32"):
+    with pytest.raises(AssertionError, match=r"Unsupported dtype: torch\.float32"):
         to_underlying_dtype(torch.float32)
-    with pytest.raises(AssertionError, match=r"Default Observer only works for .*got dtype=torch.float32"):
+    with pytest.raises(AssertionError, match=r"Default Observer only works for .*got dtype=torch\.float32"):
         MinMaxObserver(dtype=torch.float32)
