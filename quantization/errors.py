@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 
-from observers.errors import FamiliarError as FamiliarError
-from observers.errors import InvalidRequest as InvalidRequest
-from observers.errors import QuantizationError as QuantizationError
-from observers.errors import QuantizationWarning as QuantizationWarning
-from observers.errors import Unsupported as Unsupported
+from observers.errors import (
+    FamiliarError as FamiliarError,
+    InvalidRequest as InvalidRequest,
+    QuantizationError as QuantizationError,
+    QuantizationWarning as QuantizationWarning,
+    Unsupported as Unsupported,
+)
 
 
 @contextlib.contextmanager
-def at(path: str, doing: str) -> Iterator[None]:
+def at(path: str, doing: str) -> Generator[None]:
     """Name the module in any error raised inside: "while converting 'layer1.0.conv1': ...".
 
     The type of a foreign error is kept, because callers may catch it; it carries the place as a note.

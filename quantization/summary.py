@@ -12,7 +12,7 @@ from torch import nn
 from observers.state import has_seen_data
 from quantization.engine.observe import is_observed
 from quantization.engine.swap import FLOAT_TYPE, STAYED_FLOAT
-from quantization.engine.tree import Site, is_leaf
+from quantization.engine.tree import Site, is_leaf, walk
 from quantization.markers import FusedModule
 
 
@@ -71,7 +71,7 @@ _HEADER = [f.name.replace("_", " ") for f in fields(Row)]
 
 
 def summary(model: nn.Module) -> Summary:
-    """What each module of `model` is: its float type, what it became, dtypes and qschemes, or why it is float.
+    """What each module of `model` is: float type, what it became, dtypes and qschemes, or why it is float.
 
     Works on float, prepared, QAT and converted models. Containers have no row, nor have the insides of fused,
     observed and quantized modules; a module registered under two names has two.
@@ -82,10 +82,10 @@ def summary(model: nn.Module) -> Summary:
     """
     rows: list[Row] = []
     inside: tuple[str, ...] = ()
-    for path, module in model.named_modules(remove_duplicate=False):
-        if not path.startswith(inside or ("\0",)) and _has_row(module):
-            rows.append(_row(Site(module, path)))
-            inside += (f"{path}." if path else "",)
+    for site in walk(model, every_name=True):
+        if not (inside and site.path.startswith(inside)) and _has_row(site.module):
+            rows.append(_row(site))
+            inside += (f"{site.path}." if site.path else "",)
     return Summary(rows)
 
 
@@ -147,6 +147,6 @@ def _kind(dtype: Any, qscheme: Any) -> str:
 
 
 def _note(module: nn.Module) -> str:
-    if is_observed(module) and has_seen_data(module._modules["activation_post_process"]) is False:
+    if is_observed(module) and has_seen_data(module.get_submodule("activation_post_process")) is False:
         return "its observer has seen no data"
     return getattr(module, STAYED_FLOAT, "")

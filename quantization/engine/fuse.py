@@ -136,9 +136,7 @@ def _is_chain(module: nn.Module) -> bool:
     return forward is _SEQUENTIAL.forward and not isinstance(module, FusedModule)
 
 
-def fuse_run(
-    modules: Sequence[nn.Module], make: Callable[..., nn.Module], is_qat: bool
-) -> list[nn.Module]:
+def fuse_run(modules: Sequence[nn.Module], make: Callable[..., nn.Module], is_qat: bool) -> list[nn.Module]:
     """Fuse modules with `make(is_qat, *modules)`: the fused module, then an Identity for each other one.
 
     The pre-hooks of the first module and the forward hooks of the last one move to the fused module, so

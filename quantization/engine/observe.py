@@ -14,6 +14,8 @@ the children are. The order matters:
     weighted     carries a `weight_fake_quant` and quantizes (AdaRound-style precomputed weights)
 """
 
+# pyright: reportPrivateUsage=false
+# nn.Module has no public access to its own children by name and to its hooks.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
@@ -38,7 +40,7 @@ class Plan:
     leaves: Collection[type] = ()
     units: Collection[type] = ()
     skipped: Collection[type] = ()
-    fixed_ranges: Mapping[type, Callable[[], nn.Module]] = field(default_factory=dict[Any, Any])
+    fixed_ranges: Mapping[Any, Callable[[], nn.Module]] = field(default_factory=dict[Any, Any])
     observed_classes: Mapping[type, Any] = field(default_factory=dict[Any, Any])
     unobserved_classes: Collection[type] = ()
 
@@ -92,12 +94,12 @@ def has_qconfig(module: nn.Module) -> bool:
     return getattr(module, "qconfig", None) is not None
 
 
-def observer_forward_hook(module: nn.Module, input: Any, output: Any) -> Any:
+def observer_forward_hook(module: Any, input: Any, output: Any) -> Any:
     """Pass the output of `module` through its observer."""
     return module.activation_post_process(output)
 
 
-def observer_forward_pre_hook(module: nn.Module, input: tuple[Any, ...]) -> Any:
+def observer_forward_pre_hook(module: Any, input: tuple[Any, ...]) -> Any:
     """Pass the first input of `module` through its observer, for dynamic quantization-aware training."""
     return (module.activation_post_process(input[0]), *input[1:])
 
@@ -126,9 +128,14 @@ def drop_observer(module: nn.Module) -> None:
 
 def drop_observer_hooks(module: nn.Module) -> None:
     """Remove the hooks that run the observer, and no other."""
-    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+    for hooks in hooks_of(module):
         for key in [k for k, hook in hooks.items() if hook in OBSERVER_HOOKS]:
             hooks.pop(key)
+
+
+def hooks_of(module: Any) -> tuple[dict[int, Any], dict[int, Any]]:
+    """The registries of forward pre-hooks and of forward hooks."""
+    return module._forward_pre_hooks, module._forward_hooks
 
 
 OBSERVER_HOOKS = (observer_forward_hook, observer_forward_pre_hook)
@@ -140,17 +147,16 @@ def _new_observer(site: Site, factory: Any, device: torch.device | None) -> nn.M
             f"qconfig.activation must make an observer when called, got {factory!r}; "
             "use a class or Observer.with_args(...), or torch.nn.Identity for no observer"
         )
-    observer = factory()
+    observer: Any = factory()
     return observer if device is None else observer.to(device)
 
 
 def _observe(site: Site, plan: Plan, device: torch.device | None) -> nn.Module:
     """Attach the observer that the qconfig makes, and its hook."""
-    module = site.module
-    if has_qconfig(module) and not isinstance(module, NotObserved):
-        observer = _new_observer(site, module.qconfig.activation, device)
-        module.add_module("activation_post_process", observer)
-        register_observer_hook(module, pre_hook=is_memoryless(module.qconfig))  # pyright: ignore[reportArgumentType]
+    module: Any = site.module
+    if has_qconfig(module) and not isinstance(site.module, NotObserved):
+        module.add_module("activation_post_process", _new_observer(site, module.qconfig.activation, device))
+        register_observer_hook(module, pre_hook=is_memoryless(module.qconfig))
     return module
 
 
@@ -159,22 +165,24 @@ def _leave(site: Site, plan: Plan, device: torch.device | None) -> nn.Module:
 
 
 def _fill_slot(site: Site, plan: Plan, device: torch.device | None) -> nn.Module:
-    if has_qconfig(site.module):
-        site.module.activation_post_process = _new_observer(site, site.module.qconfig.activation, device)
-    return site.module
+    module: Any = site.module
+    if has_qconfig(module):
+        module.activation_post_process = _new_observer(site, module.qconfig.activation, device)
+    return module
 
 
 def _observe_fixed_range(site: Site, plan: Plan, device: torch.device | None) -> nn.Module:
-    if has_qconfig(site.module):
-        factory = plan.fixed_ranges[type(site.module)]
-        site.module.add_module("activation_post_process", _new_observer(site, factory, device))
-        register_observer_hook(site.module, pre_hook=is_memoryless(site.module.qconfig))  # pyright: ignore[reportArgumentType]
-    return site.module
+    module: Any = site.module
+    if has_qconfig(module):
+        factory = plan.fixed_ranges[type(module)]
+        module.add_module("activation_post_process", _new_observer(site, factory, device))
+        register_observer_hook(module, pre_hook=is_memoryless(module.qconfig))
+    return module
 
 
 def _make_observed(site: Site, plan: Plan, device: torch.device | None) -> nn.Module:
     """Replace a custom module by its observed class; of a `Composite`, the engine prepares the children."""
-    observed = plan.observed_classes[site.type].from_float(site.module)
+    observed: Any = plan.observed_classes[site.type].from_float(site.module)
     if isinstance(observed, Composite):
         observed.qconfig = site.module.qconfig
         propagate_qconfig_(observed)
@@ -203,9 +211,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "leaf",
-        lambda site, plan: site.type in plan.leaves
-        and is_leaf(site.module)
-        and not isinstance(site.module, nn.Sequential),
+        lambda site, plan: (
+            site.type in plan.leaves and is_leaf(site.module) and not isinstance(site.module, nn.Sequential)
+        ),
         _observe,
     ),
     Rule(

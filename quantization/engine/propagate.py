@@ -7,10 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from quantization.engine.tree import Site, restoring
+from quantization.engine.tree import Site, restoring, walk
 from quantization.errors import InvalidRequest, at
-from quantization.qconfig import _add_module_to_qconfig_obs_ctr as bind_to_device
-from quantization.qconfig import assert_valid_qconfig
+from quantization.qconfig import assert_valid_qconfig, bind_to_device
 
 Key = type | Callable[..., Any] | str
 
@@ -40,15 +39,16 @@ def propagate_qconfig_(
     types = custom.get("non_traceable_module_class", ())
 
     def visit(site: Site, inherited: Any) -> None:
+        module: Any = site.module
         qconfig = table.get(site.path, table.get(site.type, inherited))
-        qconfig = getattr(site.module, "qconfig", qconfig)
+        qconfig = getattr(module, "qconfig", qconfig)
         with at(site.path, "setting the qconfig of"):
             _check(qconfig)
-            assert_valid_qconfig(qconfig, site.module)
-            site.module.qconfig = bind_to_device(qconfig, site.module)  # pyright: ignore[reportArgumentType]
+            assert_valid_qconfig(qconfig, module)
+            module.qconfig = bind_to_device(qconfig, module)
         for name, child in site.children():
             if child.path not in names and name not in names and type(child.module) not in types:
-                visit(child, site.module.qconfig)
+                visit(child, module.qconfig)
 
     with restoring(module):
         visit(Site(module, ""), None)
@@ -65,6 +65,6 @@ def _check(qconfig: Any) -> None:
 
 def unmatched(model: nn.Module, keys: Mapping[Any, Any] | set[Any]) -> list[Any]:
     """Those keys (types and dotted names) that no module of `model` answers to."""
-    sites = [Site(module, path) for path, module in model.named_modules(remove_duplicate=False)]
-    present = {site.type for site in sites} | {site.path for site in sites}
+    present: set[Any] = {site.type for site in walk(model)}
+    present |= {site.path for site in walk(model, every_name=True)}
     return [key for key in keys if key not in present]

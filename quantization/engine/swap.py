@@ -1,5 +1,7 @@
 """Swap one module for its counterpart: pick how, then carry over hooks, device and origin."""
 
+# pyright: reportPrivateUsage=false
+# nn.Module has no public access to its own children by name and to its hooks.
 from __future__ import annotations
 
 import inspect
@@ -8,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from quantization.engine.observe import OBSERVER_HOOKS, has_qconfig
+from quantization.engine.observe import OBSERVER_HOOKS, has_qconfig, hooks_of
 from quantization.engine.tree import Site, single_device
 from quantization.qparams import get_qparam_dict
 
@@ -57,9 +59,9 @@ def _from_float(mod: nn.Module, target: Any, use_precomputed_fake_quant: bool) -
     return target.from_float(mod)
 
 
-def _from_float_reference(mod: nn.Module, target: Any) -> nn.Module:
+def _from_float_reference(mod: Any, target: Any) -> nn.Module:
     """A reference module keeps its float weight; the qparams are measured here and handed over."""
-    observer = mod.qconfig.weight()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue, reportOptionalMemberAccess, reportUnknownVariableType]
+    observer = mod.qconfig.weight()
     observer(mod.weight)
     return target.from_float(mod, get_qparam_dict(observer))
 
@@ -67,11 +69,12 @@ def _from_float_reference(mod: nn.Module, target: Any) -> nn.Module:
 def _carry_over(mod: nn.Module, swapped: nn.Module) -> None:
     if swapped is mod:
         return
-    for key, pre_hook in mod._forward_pre_hooks.items():
+    pre_hooks, hooks = hooks_of(mod)
+    for key, pre_hook in pre_hooks.items():
         if pre_hook not in OBSERVER_HOOKS:
             with_kwargs = key in mod._forward_pre_hooks_with_kwargs
             swapped.register_forward_pre_hook(pre_hook, with_kwargs=with_kwargs)
-    for key, hook in mod._forward_hooks.items():
+    for key, hook in hooks.items():
         if hook not in OBSERVER_HOOKS:
             with_kwargs = key in mod._forward_hooks_with_kwargs
             always_call = key in mod._forward_hooks_always_called

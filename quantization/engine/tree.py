@@ -1,10 +1,12 @@
 """The module tree: the only recursion in the library, and the way back when something fails."""
 
+# pyright: reportPrivateUsage=false
+# nn.Module has no public access to its own children by name and to its hooks.
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Generator, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -34,15 +36,14 @@ class Site:
                 yield name, Site(child, f"{self.path}.{name}" if self.path else name)
 
 
-def walk(model: nn.Module) -> Iterator[Site]:
-    """Every distinct module of `model`, parents first, under the first name it is found by."""
-    for path, module in model.named_modules():
+def walk(model: nn.Module, every_name: bool = False) -> Iterator[Site]:
+    """Every module of `model`, parents first; one with several names under the first, or under each."""
+    named = cast("Iterator[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=not every_name))
+    for path, module in named:
         yield Site(module, path)
 
 
-def rewrite(
-    model: nn.Module, swap: Callable[[Site], nn.Module], whole: Callable[[Site], bool]
-) -> nn.Module:
+def rewrite(model: nn.Module, swap: Callable[[Site], nn.Module], whole: Callable[[Site], bool]) -> nn.Module:
     """Replace each module by `swap(site)`, children first; below a `whole` site nothing is visited.
 
     A module registered under several names is swapped once and its replacement registered under all of
@@ -63,7 +64,7 @@ def rewrite(
 
 
 @contextlib.contextmanager
-def restoring(model: nn.Module) -> Iterator[None]:
+def restoring(model: nn.Module) -> Generator[None]:
     """Put the structure of `model` back if the block raises: children, hooks, attributes, modes.
 
     Tensors are kept by reference, not copied: nothing here writes into a tensor of the model. Dictionaries
@@ -84,10 +85,15 @@ def restoring(model: nn.Module) -> Iterator[None]:
 
 
 def _shallow(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    return {
-        name: (value, copy.copy(value) if isinstance(value, (MutableMapping, set)) else None)
-        for name, value in vars(module).items()
-    }
+    """Each attribute, with a copy of its content where that can change under the same object."""
+
+    mutable: Any = (MutableMapping, set)
+
+    def content(value: Any) -> Any:
+        return copy.copy(value) if isinstance(value, mutable) else None
+
+    attributes: dict[str, Any] = vars(module)
+    return {name: (value, content(value)) for name, value in attributes.items()}
 
 
 def copied(model: nn.Module) -> nn.Module:

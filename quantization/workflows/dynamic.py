@@ -74,7 +74,7 @@ def quantize_dynamic(
 def _spec(qconfig_spec: Mapping[Any, Any] | Collection[Any] | None, dtype: torch.dtype) -> dict[Any, Any]:
     """Every key with its qconfig."""
     if isinstance(qconfig_spec, Mapping):
-        return dict(qconfig_spec)
+        return {key: qconfig_spec[key] for key in qconfig_spec}
     recipe = default_dynamic_spec(dtype)
     if recipe is None:
         raise _UnknownDtype(

@@ -1,5 +1,7 @@
 """What a workflow did not do, in words: which modules, why, and what to do about it."""
 
+# pyright: reportPrivateUsage=false
+# nn.Module has no public access to its own children by name and to its hooks.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
@@ -33,8 +35,9 @@ def nothing_observed(model: nn.Module) -> str | None:
         return None
     if not any(has_qconfig(site.module) for site in walk(model)):
         return (
-            "prepare attached no observer: no module has a qconfig. Set model.qconfig = get_default_qconfig(), "
-            "or the .qconfig of those submodules that shall be quantized, and prepare again"
+            "prepare attached no observer: no module has a qconfig. Set model.qconfig = "
+            "get_default_qconfig(), or the .qconfig of those submodules that shall be quantized, and prepare "
+            "again"
         )
     leaves = [site for site in walk(model) if has_qconfig(site.module) and is_leaf(site.module)]
     return (
@@ -63,10 +66,10 @@ def before_convert(model: nn.Module, static: bool) -> Iterable[str]:
     unseen = [site for site in sites if is_observed(site.module) and _saw_nothing(site.module)]
     if unseen:
         yield (
-            f"{len(unseen)} of {observed_count(model)} observers saw no data before convert: {names(unseen)}. "
-            "Their activations get scale 1 and zero point 0. Run calibration data through the prepared model "
-            "(the one that prepare returned); where a module is never called, set its qconfig to None. If a "
-            "checkpoint is loaded next, ignore quantization.QuantizationWarning"
+            f"{len(unseen)} of {observed_count(model)} observers saw no data before convert: "
+            f"{names(unseen)}. Their activations get scale 1 and zero point 0. Run calibration data through "
+            "the prepared model (the one that prepare returned); where a module is never called, set its "
+            "qconfig to None. If a checkpoint is loaded next, ignore quantization.QuantizationWarning"
         )
 
 
@@ -75,7 +78,7 @@ def _is_instrumented(module: nn.Module) -> bool:
 
 
 def _saw_nothing(module: nn.Module) -> bool:
-    return has_seen_data(module._modules["activation_post_process"]) is False
+    return has_seen_data(module.get_submodule("activation_post_process")) is False
 
 
 def not_fake_quantized(model: nn.Module) -> str | None:

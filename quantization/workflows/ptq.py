@@ -1,10 +1,12 @@
 """Post-training static quantization: prepare, calibrate, convert."""
 
+# pyright: reportPrivateUsage=false
+# nn.Module has no public access to its own children by name and to its hooks.
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -168,7 +170,7 @@ def convert(
 
 
 @contextlib.contextmanager
-def _observers_unheard() -> Iterator[None]:
+def _observers_unheard() -> Generator[None]:
     """Silence each observer's own word that it saw no data: `convert` has said so, once, for all of them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*must run observer", QuantizationWarning)

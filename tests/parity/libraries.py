@@ -30,7 +30,12 @@ class Library:
 
 
 OURS = Library(
-    "ours", quantization, functional_modules.FloatFunctional, fused, qat.freeze_bn_stats, contextlib.nullcontext
+    "ours",
+    quantization,
+    functional_modules.FloatFunctional,
+    fused,
+    qat.freeze_bn_stats,
+    contextlib.nullcontext,
 )
 
 
@@ -82,5 +87,3 @@ def assert_same(ours: Any, expected: Any, where: str = "") -> None:
             assert_same(a, b, f"{where}[{i}]")
     else:
         assert ours == expected, where
-
-

@@ -37,7 +37,9 @@ class MobileNet(nn.Module):
         super().__init__()
         self.quant, self.dequant = library.q.QuantStub(), library.q.DeQuantStub()
         self.expand = nn.Sequential(nn.Conv2d(3, 12, 1), nn.BatchNorm2d(12), nn.ReLU6())
-        self.depthwise = nn.Sequential(nn.Conv2d(12, 12, 3, stride=2, padding=1, groups=12), nn.BatchNorm2d(12))
+        self.depthwise = nn.Sequential(
+            nn.Conv2d(12, 12, 3, stride=2, padding=1, groups=12), nn.BatchNorm2d(12)
+        )
         self.act = nn.Hardswish()
         self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(12, 12, 1), nn.ReLU(), nn.Hardsigmoid())
         self.f = library.FloatFunctional()
@@ -65,7 +67,11 @@ class Net1d(nn.Module):
         super().__init__()
         self.quant, self.dequant = library.q.QuantStub(), library.q.DeQuantStub()
         self.body = nn.Sequential(
-            nn.Conv1d(3, 6, 3, padding=2, dilation=2), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 4, 1), nn.ReLU()
+            nn.Conv1d(3, 6, 3, padding=2, dilation=2),
+            nn.BatchNorm1d(6),
+            nn.ReLU(),
+            nn.Conv1d(6, 4, 1),
+            nn.ReLU(),
         )
 
     def forward(self, x: Tensor) -> Tensor:

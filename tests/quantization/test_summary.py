@@ -42,7 +42,9 @@ def test_a_prepared_model_says_which_observer_has_seen_data():
     prepared = q.prepare(m)
     row = rows(prepared)["3"]
     assert (row.state, row.activation, row.note) == (
-        "prepared", "quint8 per_tensor_affine", "its observer has seen no data"
+        "prepared",
+        "quint8 per_tensor_affine",
+        "its observer has seen no data",
     )
     prepared[3](torch.randn(8, 4))
     assert rows(prepared)["3"].note == ""
@@ -71,7 +73,10 @@ def test_a_subclass_gets_a_hint():
         pass
 
     m = q.quantize_dynamic(nn.Sequential(MyLinear(2, 2), nn.Linear(2, 2)))
-    assert rows(m)["0"].note in ("no qconfig", "no qconfig; a subclass of Linear, but tables match exact types")
+    assert rows(m)["0"].note in (
+        "no qconfig",
+        "no qconfig; a subclass of Linear, but tables match exact types",
+    )
 
 
 def test_a_tied_module_has_a_row_under_each_name():
@@ -81,7 +86,9 @@ def test_a_tied_module_has_a_row_under_each_name():
 
 
 def test_a_quantized_root_has_one_row():
-    assert [row.name for row in q.summary(q.quantize_dynamic(nn.Linear(2, 2), {nn.Linear})).rows] == ["<root>"]
+    assert [row.name for row in q.summary(q.quantize_dynamic(nn.Linear(2, 2), {nn.Linear})).rows] == [
+        "<root>"
+    ]
 
 
 def test_float16_weights():

@@ -81,7 +81,13 @@ def test_patching_a_name_reaches_our_code():
 
 @pytest.mark.parametrize(
     "name",
-    ["_observer_forward_hook", "_remove_qconfig", "_add_observer_", "_convert", "_register_activation_post_process_hook"],
+    [
+        "_observer_forward_hook",
+        "_remove_qconfig",
+        "_add_observer_",
+        "_convert",
+        "_register_activation_post_process_hook",
+    ],
 )
 def test_private_names_that_programs_use(name: str):
     with alias_torch_ao():
@@ -121,7 +127,11 @@ def test_a_program_runs_unedited_without_torch_ao():
         print(type(converted[1]).__module__, converted(torch.randn(3, 4)).shape)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["quantization.nn.quantized", "torch.Size([3,", "2])"]

@@ -134,7 +134,9 @@ def test_a_fused_module_is_observed_as_a_whole():
 
 
 def test_attaching_twice_changes_nothing():
-    model = attach(with_qconfig(nn.Sequential(QuantStub(), nn.Linear(2, 2), FusedModule(nn.Linear(2, 2)))), PLAN)
+    model = attach(
+        with_qconfig(nn.Sequential(QuantStub(), nn.Linear(2, 2), FusedModule(nn.Linear(2, 2)))), PLAN
+    )
     before = [(name, id(module), len(module._forward_hooks)) for name, module in model.named_modules()]
     attach(model, PLAN)
     assert [(n, id(m), len(m._forward_hooks)) for n, m in model.named_modules()] == before

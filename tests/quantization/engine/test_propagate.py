@@ -32,7 +32,12 @@ def test_children_inherit():
 def test_type_beats_parent_name_beats_type_attribute_beats_name():
     m = model()
     m[1][1].qconfig = None
-    table = {"": default_qconfig, nn.Linear: default_per_channel_qconfig, "1.0": float16_dynamic_qconfig, "1.1": default_qconfig}
+    table = {
+        "": default_qconfig,
+        nn.Linear: default_per_channel_qconfig,
+        "1.0": float16_dynamic_qconfig,
+        "1.1": default_qconfig,
+    }
     propagate_qconfig_(m, table)
     assert qconfig_equals(m.qconfig, default_qconfig)
     assert qconfig_equals(m[0].qconfig, default_per_channel_qconfig)

@@ -113,7 +113,9 @@ def test_mixed_devices_are_named(monkeypatch: pytest.MonkeyPatch):
     from quantization.engine import tree
 
     monkeypatch.setattr(tree, "devices_of", lambda module: {torch.device("cpu"), torch.device("cuda")})
-    with pytest.raises(InvalidRequest, match=r"single device.*'0.weight' on cpu|single device.*'0.bias' on cpu"):
+    with pytest.raises(
+        InvalidRequest, match=r"single device.*'0.weight' on cpu|single device.*'0.bias' on cpu"
+    ):
         single_device(nn.Sequential(nn.Linear(2, 2)))
 
 

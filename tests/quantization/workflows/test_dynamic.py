@@ -38,7 +38,9 @@ def test_a_bare_root_is_swapped():
 
 
 def test_names_and_types_each_with_their_qconfig():
-    quantized = q.quantize_dynamic(model(), {"0": q.float16_dynamic_qconfig, "2": q.per_channel_dynamic_qconfig})
+    quantized = q.quantize_dynamic(
+        model(), {"0": q.float16_dynamic_qconfig, "2": q.per_channel_dynamic_qconfig}
+    )
     assert quantized[0]._packed_params.dtype is torch.float16
     assert quantized[2][0].weight().qscheme() is torch.per_channel_affine
 

@@ -54,7 +54,9 @@ def snapshot(model: nn.Module) -> tuple[object, ...]:
 # ---- nothing is lost
 
 
-@pytest.mark.parametrize("call", [q.prepare, lambda m: q.quantize(m, lambda m: m(DATA), [])], ids=["prepare", "quantize"])
+@pytest.mark.parametrize(
+    "call", [q.prepare, lambda m: q.quantize(m, lambda m: m(DATA), [])], ids=["prepare", "quantize"]
+)
 def test_the_callers_model_is_untouched(call: Callable[[nn.Module], nn.Module]):
     model = Net()
     model.qconfig = q.get_default_qconfig()
@@ -217,14 +219,17 @@ def test_custom_modules_go_float_observed_quantized():
     model = nn.Sequential(q.QuantStub(), CustomFloat(), q.DeQuantStub()).eval()
     model.qconfig = q.default_qconfig
     prepared = q.prepare(
-        model, prepare_custom_config_dict={"float_to_observed_custom_module_class": {CustomFloat: CustomObserved}}
+        model,
+        prepare_custom_config_dict={"float_to_observed_custom_module_class": {CustomFloat: CustomObserved}},
     )
     assert type(prepared[1]) is CustomObserved
     x = torch.randn(2, 1, 3, 3)
     prepared(x)
     converted = q.convert(
         prepared,
-        convert_custom_config_dict={"observed_to_quantized_custom_module_class": {CustomObserved: CustomQuantized}},
+        convert_custom_config_dict={
+            "observed_to_quantized_custom_module_class": {CustomObserved: CustomQuantized}
+        },
     )
     assert type(converted[1]) is CustomQuantized
     assert (converted(x) - model(x)).abs().max() < 0.1
@@ -288,7 +293,9 @@ def test_default_eval_fn_runs_the_inputs():
     assert seen == [1, 2]
 
 
-@pytest.mark.parametrize("call", [q.prepare, q.convert, q.prepare_qat, q.quantize_dynamic], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "call", [q.prepare, q.convert, q.prepare_qat, q.quantize_dynamic], ids=lambda f: f.__name__
+)
 def test_what_is_no_module_is_refused(call: Callable[[object], object]):
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got str"):
         call("model")

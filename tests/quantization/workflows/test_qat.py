@@ -11,7 +11,15 @@ from quantization.nn import qat, quantized
 
 
 def model() -> nn.Sequential:
-    m = nn.Sequential(q.QuantStub(), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3), q.DeQuantStub())
+    m = nn.Sequential(
+        q.QuantStub(),
+        nn.Conv2d(1, 2, 3),
+        nn.BatchNorm2d(2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(18, 3),
+        q.DeQuantStub(),
+    )
     m.qconfig = q.get_default_qat_qconfig()
     return m
 
@@ -52,7 +60,9 @@ def test_in_place_the_parameters_stay_the_same_objects():
 
 def test_evaluation_mode_is_refused_with_the_cure():
     m = model().eval()
-    with pytest.raises(AssertionError, match=r"prepare_qat only works on models in training mode.*model\.train\(\)"):
+    with pytest.raises(
+        AssertionError, match=r"prepare_qat only works on models in training mode.*model\.train\(\)"
+    ):
         q.prepare_qat(m, inplace=True)
     assert type(m[1]) is nn.Conv2d and not hasattr(m[1], "qconfig")
 
@@ -60,14 +70,18 @@ def test_evaluation_mode_is_refused_with_the_cure():
 def test_a_qconfig_that_does_not_fake_quantize_is_named():
     m = model()
     m.qconfig = q.get_default_qconfig()
-    with pytest.warns(q.QuantizationWarning, match=r"'1' \(Conv2d\).*does not fake-quantize.*get_default_qat_qconfig"):
+    with pytest.warns(
+        q.QuantizationWarning, match=r"'1' \(Conv2d\).*does not fake-quantize.*get_default_qat_qconfig"
+    ):
         q.prepare_qat(m)
     with pytest.raises(q.QuantizationError, match="does not fake-quantize"):
         q.prepare_qat(m, strict=True, inplace=True)
     assert type(m[1]) is nn.Conv2d and not hasattr(m[1], "qconfig")
 
 
-@pytest.mark.parametrize("name", ["default_qat_qconfig", "default_weight_only_qconfig", "default_activation_only_qconfig"])
+@pytest.mark.parametrize(
+    "name", ["default_qat_qconfig", "default_weight_only_qconfig", "default_activation_only_qconfig"]
+)
 def test_one_sided_fake_quantization_is_no_mistake(name: str):
     m = model()
     m.qconfig = getattr(q, name)
