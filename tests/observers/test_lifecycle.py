@@ -161,3 +161,19 @@ def test_torchs_own_passes_take_our_observers(activation, weight):
     with quiet_ao():
         error = (converted(x) - model(x)).abs().max()
     assert 0 < error < 0.1
+
+
+def test_torchs_dynamic_pass_knows_the_placeholder_by_its_name():
+    x = torch.randn(8, 4)
+    with quiet_jit(), quiet_ao():
+        model = torch.jit.script(Net().eval())
+        pair = tuple(
+            torch.jit.script(make())._c
+            for make in (observers.default_dynamic_quant_observer, observers.default_weight_observer)
+        )
+        observed = torch._C._jit_pass_insert_observers(model._c, "forward", {"": pair}, False, 0)
+        converted = torch._C._jit_pass_insert_quant_dequant(observed, "forward", False, True, 0)
+        converted = torch.jit._recursive.wrap_cpp_module(converted)
+        error = (converted(x) - model(x)).abs().max()
+    assert "aten::_choose_qparams_per_tensor" in str(converted.inlined_graph)
+    assert 0 < error < 0.1
