@@ -11,7 +11,7 @@ _FUSED = (_NN + "fused",)
 _REFERENCE = (_NN + "reference",)
 _WORKFLOWS = tuple("quantization.workflows." + name for name in ("ptq", "qat", "dynamic", "tables"))
 _ENGINE = tuple("quantization.engine." + name for name in ("propagate", "swap", "observe", "tree"))
-_FUSING = ("quantization.workflows.fusing",)
+_FUSING = ("quantization.workflows.fusing", "quantization.workflows.fuser_methods")
 _QCONFIG = ("quantization.qconfig",)
 _QUANT_TYPE = ("quantization.quant_type",)
 _TORCHSCRIPT = tuple("quantization.torchscript." + name for name in ("graph", "ondevice", "checks"))
@@ -80,7 +80,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "torch.ao.nn.quantized.dynamic.modules": _DYNAMIC,
     "torch.ao.nn.quantized.dynamic.modules.conv": _DYNAMIC,
     "torch.ao.nn.quantized.dynamic.modules.linear": _DYNAMIC,
-    "torch.ao.nn.quantized.dynamic.modules.rnn": _DYNAMIC,
+    "torch.ao.nn.quantized.dynamic.modules.rnn": (*_DYNAMIC, _NN + "recurrent"),
     "torch.ao.nn.quantized.reference": _REFERENCE,
     "torch.ao.nn.quantized.reference.modules": _REFERENCE,
     "torch.ao.nn.quantized.reference.modules.conv": _REFERENCE,

@@ -159,9 +159,7 @@ class EmbeddingBag(QatEmbeddingBag, nn.EmbeddingBag, family=EMBEDDING_BAG):
     _FLOAT_MODULE = nn.EmbeddingBag
 
 
-_WITH_NORM = frozenset(
-    (ConvBn1d, ConvBn2d, ConvBn3d, ConvBnReLU1d, ConvBnReLU2d, ConvBnReLU3d, LinearBn1d)
-)
+_WITH_NORM = frozenset((ConvBn1d, ConvBn2d, ConvBn3d, ConvBnReLU1d, ConvBnReLU2d, ConvBnReLU3d, LinearBn1d))
 
 
 def freeze_bn_stats(mod: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """The functions that fuse a run of modules of given types, and the table that finds them.
 
-A fuser method takes `(is_qat, *modules)` and returns the fused module. Fusing for evaluation folds a batch norm
-into the layer before it. Fusing for QAT keeps it, in a fused module that `prepare_qat` turns into a layer that
-rounds the folded weight.
+A fuser method takes `(is_qat, *modules)` and returns the fused module. Fusing for evaluation folds a batch
+norm into the layer before it. Fusing for QAT keeps it, in a fused module that `prepare_qat` turns into a
+layer that rounds the folded weight.
 """
 
 from __future__ import annotations

@@ -18,13 +18,8 @@ from quantization.engine.tree import check_model, copied, restoring
 from quantization.errors import InvalidRequest, at
 from quantization.markers import FusedModule
 from quantization.workflows.fuser_methods import (
-    _DEFAULT_OP_LIST_TO_FUSER_METHOD as _DEFAULT_OP_LIST_TO_FUSER_METHOD,
     Fuser,
     MatchAllNode as MatchAllNode,
-    _get_valid_patterns as _get_valid_patterns,
-    _reverse2 as _reverse2,
-    _reverse3 as _reverse3,
-    _sequential_wrapper2 as _sequential_wrapper2,
     fuse_conv_bn as fuse_conv_bn,
     fuse_conv_bn_relu as fuse_conv_bn_relu,
     fuse_convtranspose_bn as fuse_convtranspose_bn,

@@ -98,8 +98,12 @@ def test_script_copy_and_pickle_keep_the_output(name: str) -> None:
     buffer.seek(0)
     with quiet_jit():
         scripted = torch.jit.script(module)
-    for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)),
-                 torch.load(buffer, weights_only=False), scripted):
+    for twin in (
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        torch.load(buffer, weights_only=False),
+        scripted,
+    ):
         assert torch.equal(twin(x), expected)
 
 
@@ -115,10 +119,13 @@ def test_conv_add_takes_two_inputs(add) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(plain))(x, y), plain(x, y))
 
 
-@pytest.mark.parametrize("build", [
-    lambda: fused.ConvAdd2d(nn.Conv1d(1, 1, 1), torch.add),
-    lambda: fused.ConvAddReLU2d(nn.ReLU(), torch.add, nn.ReLU()),
-])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: fused.ConvAdd2d(nn.Conv1d(1, 1, 1), torch.add),
+        lambda: fused.ConvAddReLU2d(nn.ReLU(), torch.add, nn.ReLU()),
+    ],
+)
 def test_conv_add_wants_a_conv2d(build) -> None:
     with pytest.raises(InvalidRequest, match=r"pass an nn\.Conv2d first"):
         build()

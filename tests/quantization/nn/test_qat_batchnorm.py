@@ -237,6 +237,26 @@ def test_scripts_in_evaluation_and_training_mode(name: str, path: str) -> None:
         assert torch.equal(scripted(x), module(x))
 
 
+@pytest.mark.parametrize("version", [0, 1])
+@pytest.mark.parametrize(("name", "path"), PATHS)
+def test_trains_under_autocast(name: str, path: str, version: int) -> None:
+    module = ours(name, float_parts(name), version=version)
+    if path == "slow":
+        setattr(module, SLOW, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        module(sample(name)).float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+def test_synchronized_norms_take_the_place_of_ours() -> None:
+    module = ours("ConvBnReLU2d", float_parts("ConvBnReLU2d")).eval()
+    x = sample("ConvBnReLU2d")
+    expected = copy.deepcopy(module)(x)
+    synchronized = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    assert type(synchronized) is qat.ConvBnReLU2d and type(synchronized.bn) is nn.SyncBatchNorm
+    assert torch.equal(synchronized(x), expected)
+
+
 # --- old checkpoints ------------------------------------------------------------------------------
 
 

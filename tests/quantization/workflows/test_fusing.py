@@ -11,7 +11,7 @@ from torch import nn
 
 from quantization.errors import InvalidRequest, Unsupported
 from quantization.nn import fused
-from quantization.workflows import fusing
+from quantization.workflows import fuser_methods
 from quantization.workflows.fusing import fuse_modules, fuse_modules_qat
 from tests.support import quiet_ao
 
@@ -42,7 +42,7 @@ def _model(pattern: tuple[type[nn.Module], ...]) -> tuple[nn.Sequential, torch.T
     return nn.Sequential(*parts), torch.randn(3, width, *spatial)
 
 
-PATTERNS = list(fusing._DEFAULT_OP_LIST_TO_FUSER_METHOD)
+PATTERNS = list(fuser_methods._DEFAULT_OP_LIST_TO_FUSER_METHOD)
 TRAINABLE = [p for p in PATTERNS if "Transpose" not in p[0].__name__]
 
 
@@ -71,7 +71,7 @@ def test_the_table_is_the_oracles(ao: Any) -> None:
     theirs = fuser_method_mappings._DEFAULT_OP_LIST_TO_FUSER_METHOD
     assert list(theirs) == PATTERNS or set(theirs) == set(PATTERNS)
     for pattern, method in theirs.items():
-        assert fusing._DEFAULT_OP_LIST_TO_FUSER_METHOD[pattern].__name__ == method.__name__
+        assert fuser_methods._DEFAULT_OP_LIST_TO_FUSER_METHOD[pattern].__name__ == method.__name__
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=spelled)
@@ -188,21 +188,24 @@ def test_fuser_func_gets_modules_mode_and_methods() -> None:
 
 
 def test_get_fuser_method() -> None:
-    assert fusing.get_fuser_method((nn.Conv3d, nn.BatchNorm3d)) is fusing.fuse_conv_bn
-    assert fusing.get_fuser_method((nn.ConvTranspose1d, nn.BatchNorm1d)) is fusing.fuse_convtranspose_bn
+    assert fuser_methods.get_fuser_method((nn.Conv3d, nn.BatchNorm3d)) is fuser_methods.fuse_conv_bn
+    assert (
+        fuser_methods.get_fuser_method((nn.ConvTranspose1d, nn.BatchNorm1d))
+        is fuser_methods.fuse_convtranspose_bn
+    )
     own = {(nn.Conv2d, nn.ReLU): fused.ConvReLU2d}
-    assert fusing.get_fuser_method((nn.Conv2d, nn.ReLU), own) is fused.ConvReLU2d
-    made = fusing.get_fuser_method((nn.Linear, nn.ReLU))(False, nn.Linear(1, 1), nn.ReLU())
+    assert fuser_methods.get_fuser_method((nn.Conv2d, nn.ReLU), own) is fused.ConvReLU2d
+    made = fuser_methods.get_fuser_method((nn.Linear, nn.ReLU))(False, nn.Linear(1, 1), nn.ReLU())
     assert type(made) is fused.LinearReLU
 
 
 def test_get_fuser_method_new_takes_the_closest_pattern() -> None:
-    anything = fusing.MatchAllNode
+    anything = fuser_methods.MatchAllNode
     table = {(nn.ReLU, anything): "any", (nn.ReLU, (nn.BatchNorm2d, anything)): "norm"}
-    assert fusing.get_fuser_method_new((nn.ReLU, nn.Linear), table) == "any"
-    assert fusing.get_fuser_method_new((nn.ReLU, (nn.BatchNorm2d, nn.Conv2d)), table) == "norm"
+    assert fuser_methods.get_fuser_method_new((nn.ReLU, nn.Linear), table) == "any"
+    assert fuser_methods.get_fuser_method_new((nn.ReLU, (nn.BatchNorm2d, nn.Conv2d)), table) == "norm"
     with pytest.raises(InvalidRequest, match="did not find fuser method for"):
-        fusing.get_fuser_method_new((nn.Tanh, nn.Linear), table)
+        fuser_methods.get_fuser_method_new((nn.Tanh, nn.Linear), table)
 
 
 def test_patterns_are_listed_in_the_oracles_order(ao: Any) -> None:
@@ -213,15 +216,15 @@ def test_patterns_are_listed_in_the_oracles_order(ao: Any) -> None:
 
     nested = (nn.ReLU, (nn.BatchNorm2d, nn.Conv2d))
     theirs = fuser_method_mappings._get_valid_patterns(nested)
-    assert list(map(named, theirs)) == list(map(named, fusing._get_valid_patterns(nested)))
+    assert list(map(named, theirs)) == list(map(named, fuser_methods._get_valid_patterns(nested)))
 
 
 def test_reversed_methods_take_the_last_module_first() -> None:
     def order(is_qat: bool, *modules: Any) -> Any:
         return modules
 
-    assert fusing._reverse2(order)(False, "relu", "conv") == ("conv", "relu")
-    assert fusing._reverse3(order)(False, "relu", ("bn", "conv")) == ("conv", "bn", "relu")
+    assert fuser_methods._reverse2(order)(False, "relu", "conv") == ("conv", "relu")
+    assert fuser_methods._reverse3(order)(False, "relu", ("bn", "conv")) == ("conv", "bn", "relu")
 
 
 # --- errors: one clear error, and the model as before ---------------------------------------------
@@ -372,9 +375,9 @@ def test_the_model_must_be_a_module(model: Any) -> None:
 def test_fuser_methods_refuse_types_they_have_no_class_for(is_qat: bool) -> None:
     parts = nn.Linear(2, 2).train(is_qat), nn.BatchNorm2d(2).train(is_qat), nn.ReLU().train(is_qat)
     with pytest.raises(Unsupported, match=f"Cannot fuse {'train' if is_qat else 'eval'} modules"):
-        fusing.fuse_conv_bn_relu(is_qat, *parts)
+        fuser_methods.fuse_conv_bn_relu(is_qat, *parts)
 
 
 def test_a_custom_norm_is_refused_for_training_by_type() -> None:
     with pytest.raises(Unsupported, match="Cannot fuse train modules"):
-        fusing.fuse_conv_bn(True, nn.Conv2d(2, 2, 1), nn.BatchNorm1d(2))
+        fuser_methods.fuse_conv_bn(True, nn.Conv2d(2, 2, 1), nn.BatchNorm1d(2))
