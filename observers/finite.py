@@ -20,7 +20,8 @@ def is_finite_range(low: torch.Tensor, high: torch.Tensor) -> bool:
     >>> is_finite_range(torch.tensor([-1.0, 0.0]), torch.tensor([2.0, float("inf")]))
     False
     """
-    return math.isfinite(float((high - low).sum()))
+    width = high - low
+    return math.isfinite(float(width if width.dim() == 0 else width.sum()))
 
 
 def without_branches(x: torch.Tensor) -> bool:
