@@ -13,6 +13,14 @@ from quantization.errors import QuantizationWarning
 from quantization.nn import fused, quantized
 from quantization.nn.modes.dynamic import Dynamic, dynamic_conv_forward, dynamic_linear_forward
 from quantization.nn.modes.packed_conv import Sizes
+from quantization.nn.recurrent import (
+    GRU as GRU,
+    LSTM as LSTM,
+    RNN as RNN,
+    GRUCell as GRUCell,
+    LSTMCell as LSTMCell,
+    RNNCell as RNNCell,
+)
 
 
 class Linear(

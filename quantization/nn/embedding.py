@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,12 @@ class EmbeddingBag(
     torch.Size([2, 3])
     """
 
+    if TYPE_CHECKING:  # TorchScript cannot read annotations that are strings
+        mode: str
+        pruned_weights: bool
+        include_last_offset: bool
+        padding_idx: Any
+
     _FIELDS: ClassVar[dict[str, Any]] = {
         "mode": "sum",
         "pruned_weights": False,
@@ -122,7 +128,7 @@ class EmbeddingBag(
         positions = torch.arange(count, device=indices.device).reshape(indices.shape)
         padding: int | None = None
         if self.padding_idx is not None:
-            positions = positions.masked_fill(indices == self.padding_idx, count)
+            positions = positions.masked_fill(torch.eq(indices, self.padding_idx), count)
             padding = count
         return F.embedding_bag(
             positions,

@@ -68,6 +68,9 @@ class PackedEmbedding(nn.Module):
     if TYPE_CHECKING:  # TorchScript cannot read annotations that are strings
         num_embeddings: int
         embedding_dim: int
+        _packed_params: Any
+        _lookup: Any
+        _sum_bags: Any
 
     _version = 1
     _FLOAT_MODULE: ClassVar[Any] = None
@@ -213,8 +216,8 @@ class PackedEmbedding(nn.Module):
         elif not hasattr(mod, "qconfig"):
             raise InvalidRequest(f"{kind} input float module must have qconfig defined; {_CURE}")
         else:
-            plain = mod.qconfig is None or mod.qconfig.weight is None
-            observer = default_float_qparams_observer() if plain else mod.qconfig.weight()
+            own = None if mod.qconfig is None else mod.qconfig.weight
+            observer = default_float_qparams_observer() if own is None else own()
         qscheme, dtype = getattr(observer, "qscheme", None), getattr(observer, "dtype", None)
         if qscheme != torch.per_channel_affine_float_qparams or dtype not in ROW_DTYPES:
             raise InvalidRequest(

@@ -6,7 +6,7 @@ with an odd number of codes gets one more, which no output shows.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,12 @@ class PackedRows(nn.Module):
 
     State dict, version 1: `dtype` and `_packed_weight`, the quantized matrix. A cell states its `ops`.
     """
+
+    if TYPE_CHECKING:  # TorchScript cannot read annotations that are strings
+        dtype: torch.dtype
+        _packed_weight: Any
+        set_weight: Any
+        _weight: Any
 
     _version = 1
 
