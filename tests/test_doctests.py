@@ -5,28 +5,20 @@ from __future__ import annotations
 import doctest
 import importlib
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
 import observers
 import quantization
+from tests.house import MODULES
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("observers", "mappings", "quantization")
 # What an example may use without importing it: torch, nn, and the public names of the library.
 READY = {**vars(observers), **vars(quantization), "torch": torch, "nn": torch.nn}
 STYLE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
-def _name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
-MODULES = [_name(path) for path in FILES if ">>>" in path.read_text()]
+WITH_EXAMPLES = [name for name, path in MODULES.items() if ">>>" in path.read_text()]
 
 
 def failures(module: types.ModuleType) -> tuple[list[str], int]:
@@ -39,7 +31,7 @@ def failures(module: types.ModuleType) -> tuple[list[str], int]:
     return said, runner.tries
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
 def test_examples_of(name: str) -> None:
     said, tried = failures(importlib.import_module(name))
     assert not said, "".join(said)

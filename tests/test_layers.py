@@ -11,12 +11,11 @@ import graphlib
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("observers", "mappings", "quantization")
+from tests.house import MODULES, PACKAGES
+
 BASE = ("errors", "qconfig", "qconfig_mapping", "quant_type", "qparams", "markers", "stubs")
 ROOMS = ("engine", "backends", "nn", "workflows", "torchscript", "compat")  # other modules are tools
 
@@ -170,32 +169,24 @@ def _reserved(
             yield f"{line}: {path} outside quantization/torchscript/passes.py"
 
 
-def _name(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-FILES = {_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
-
-
-@pytest.mark.parametrize("module", FILES)
+@pytest.mark.parametrize("module", MODULES)
 def test_module_keeps_the_layers(module: str) -> None:
-    path = FILES[module]
-    assert breaches(module, path.read_text(), set(FILES), path.name == "__init__.py") == []
+    path = MODULES[module]
+    assert breaches(module, path.read_text(), set(MODULES), path.name == "__init__.py") == []
 
 
 def test_imports_between_modules_have_no_cycle() -> None:
     graph = {}
-    for module, path in FILES.items():
+    for module, path in MODULES.items():
         tree = ast.parse(path.read_text())
-        reached = {owner(p, set(FILES)) for _, _, p in imports(tree, module, path.name == "__init__.py")}
-        graph[module] = reached & set(FILES) - {module}
+        reached = {owner(p, set(MODULES)) for _, _, p in imports(tree, module, path.name == "__init__.py")}
+        graph[module] = reached & set(MODULES) - {module}
     order = list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the cycle
-    assert set(order) == set(FILES)
+    assert set(order) == set(MODULES)
 
 
 def test_every_package_has_files() -> None:
-    assert {name.partition(".")[0] for name in FILES} == set(PACKAGES)
+    assert {name.partition(".")[0] for name in MODULES} == set(PACKAGES)
 
 
 # --- the checker itself ---

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from setuptools import find_packages
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("observers", "mappings", "quantization")
+from tests.house import MODULES, PACKAGES, ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,7 +28,7 @@ def _pins() -> set[str]:
 
 
 def test_every_package_on_disk_is_installed_and_nothing_else() -> None:
-    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    folders = {path.parent for path in MODULES.values()}
     on_disk = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     found = PROJECT["tool"]["setuptools"]["packages"]["find"]
     assert found["namespaces"] is False  # so a folder without __init__.py would be left out

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.house import ROOT
+
 DOCS = ROOT / "docs"
 ENTRY = re.compile(r"^::: (\S+)$", re.MULTILINE)
 NEW_NAME = re.compile(r"^\| `torch\..*\| `([\w.]+)`(?:,.*)? \|$", re.MULTILINE)

@@ -8,11 +8,11 @@ import re
 import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.house import ROOT
+
 WORKFLOWS = ("static, per tensor", "static, per channel", "dynamic (the head)", "QAT")
 
 
