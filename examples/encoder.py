@@ -35,7 +35,8 @@ def size(model: nn.Module) -> int:
 
 
 def latency(models: list[nn.Module], x: Tensor, rounds: int) -> list[float]:
-    """Median milliseconds per batch of each model, measured turn by turn."""
+    """Median milliseconds per batch of each model, measured turn by turn on one thread."""
+    torch.set_num_threads(1)
     laps: list[list[float]] = [[] for _ in models]
     for lap in range(rounds + 3):
         for model, times in zip(models, laps, strict=True):
@@ -64,7 +65,7 @@ def main(width: int, layers: int, rounds: int) -> int:
     before, after = size(model), size(quantized)
     counts = quantization.summary(quantized).counts()
     print(", ".join(f"{count} modules {state}" for state, count in counts.items() if count))
-    print(f"\n{layers} layers of width {width}, evaluation mode, batch {BATCH} x {LENGTH} tokens\n")
+    print(f"\n{layers} layers of width {width}, evaluation mode, batch {BATCH} x {LENGTH} tokens, one thread\n")
     print(f"{'':<10}{'float':>14}{'int8':>14}{'ratio':>10}")
     print(f"{'size':<10}{before / 2**20:>10.1f} MiB{after / 2**20:>10.1f} MiB{after / before:>10.2f}")
     print(f"{'latency':<10}{float_ms:>11.1f} ms{int8_ms:>11.1f} ms{int8_ms / float_ms:>10.2f}")
