@@ -56,7 +56,11 @@ def test_one_custom_observer_on_both_sides(names):
             return x_orig
 
     activation = q.FakeQuantize.with_args(
-        observer=MovingAverage, quant_min=0, quant_max=255, dtype=torch.quint8, qscheme=torch.per_tensor_affine
+        observer=MovingAverage,
+        quant_min=0,
+        quant_max=255,
+        dtype=torch.quint8,
+        qscheme=torch.per_tensor_affine,
     )
     weight = q.FakeQuantize.with_args(
         observer=MovingAverage,
