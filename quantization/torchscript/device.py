@@ -1,7 +1,7 @@
-"""The device's part of on-device quantization: run the helpers that the server added, once, and keep the result.
+"""The device's part of on-device quantization: run the server's helpers once, and keep the result.
 
-This is what `PTQQuanizationHelper::quantize_dynamic` of the mobile runtime does in C++. Here it also works on a
-plain script module, so that the whole flow can be developed and tested without a phone.
+This is what `PTQQuanizationHelper::quantize_dynamic` of the mobile runtime does in C++. Here it also works on
+a plain script module, so that the whole flow can be developed and tested without a phone.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def finalize(
     if isinstance(module, ScriptModule):
         return settle(module, _finalized(module, method_name, inputs), inplace=True)
     raise QuantizationError(
-        f"finalize needs a script module, got {type(module)}: load the shipped file with torch.jit.load, or with "
+        f"finalize needs a script module, got {type(module)}: load the shipped file with torch.jit.load, or "
+        "with "
         "torch.jit.mobile._load_for_lite_interpreter"
     )
 
@@ -59,17 +60,22 @@ def _require_helpers(has: Any, method: str) -> None:
     missing = [prefix + method for prefix in HELPERS if not has(prefix + method)]
     if len(missing) == len(HELPERS):
         raise ScriptError(
-            f"PTQ ready module must have {missing[0]} method; it has none of the four helpers for {method!r}. "
+            f"PTQ ready module must have {missing[0]} method; it has none of the four helpers for "
+            f"{method!r}. "
             "Either it was finalized already, which can be done once, or it was not made by "
             "quantize_ondevice_dynamic_jit for that method"
         )
     if missing:
         raise ScriptError(
-            f"PTQ ready module must have {missing[0]} method, but has the other helpers for {method!r}: make it "
-            "anew with quantize_ondevice_dynamic_jit (a method without linear layers gets no observers to reset)"
+            f"PTQ ready module must have {missing[0]} method, but has the other helpers for {method!r}: "
+            "make it "
+            "anew with quantize_ondevice_dynamic_jit (a method without linear layers gets no observers to "
+            "reset)"
         )
     if not has(method):
-        raise ScriptError(f"PTQ ready module must have {method} method, which quantized_{method} is to replace")
+        raise ScriptError(
+            f"PTQ ready module must have {method} method, which quantized_{method} is to replace"
+        )
 
 
 def _require_bundled(has: Any) -> None:
@@ -83,14 +89,16 @@ def _require_bundled(has: Any) -> None:
 def _finalize_lite(module: LiteScriptModule, method: str, inputs: Sequence[Any] | None) -> None:
     if not passes.has_runtime_helper():
         raise Unsupported(
-            "this torch was built without the lite interpreter's on-device quantization: load the same file with "
+            "this torch was built without the lite interpreter's on-device quantization: load the same file "
+            "with "
             "torch.jit.load and finalize that"
         )
     _require_helpers(module.find_method, method)
     _require_bundled(module.find_method)
     if inputs is not None:
         raise QuantizationError(
-            "the lite interpreter's helper takes the first bundled inputs of the file: call finalize without inputs, "
+            "the lite interpreter's helper takes the first bundled inputs of the file: call finalize "
+            "without inputs, "
             "or load the file with torch.jit.load"
         )
     _first_bundled(module.run_method(_BUNDLED))
@@ -98,7 +106,9 @@ def _finalize_lite(module: LiteScriptModule, method: str, inputs: Sequence[Any] 
         passes.finalize_on_device(module, method)
     except RuntimeError as error:
         hint = "its bundled inputs must fit the method, whose first parameter must be called 'self'"
-        raise ScriptError(f"the runtime could not finalize {method!r}: {passes.cause(error)}; {hint}") from error
+        raise ScriptError(
+            f"the runtime could not finalize {method!r}: {passes.cause(error)}; {hint}"
+        ) from error
 
 
 def _first_bundled(bundled: Any) -> tuple[Any, ...]:
@@ -149,7 +159,8 @@ def _require_arity(module: ScriptModule, method: str, arguments: tuple[Any, ...]
     if not least <= len(arguments) <= len(declared):
         names = ", ".join(f"{argument.name}: {argument.type}" for argument in declared)
         raise ScriptError(
-            f"{method} takes {least if least == len(declared) else f'{least} to {len(declared)}'} arguments ({names}), "
+            f"{method} takes {least if least == len(declared) else f'{least} to {len(declared)}'} arguments "
+            f"({names}), "
             f"but the inputs are {len(arguments)}: pass or bundle one tuple with all of them"
         )
 
@@ -158,7 +169,9 @@ def _signature(module: ScriptModule, method: str) -> tuple[list[str], list[str]]
     """Arguments after self, and returns, as text."""
     schema = module._c._get_method(method).schema
     defaults = (f" = {a.default_value!r}" if a.has_default_value() else "" for a in schema.arguments[1:])
-    arguments = [f"{a.name}: {a.type}{default}" for a, default in zip(schema.arguments[1:], defaults, strict=True)]
+    arguments = [
+        f"{a.name}: {a.type}{default}" for a, default in zip(schema.arguments[1:], defaults, strict=True)
+    ]
     return arguments, [str(returned.type) for returned in schema.returns]
 
 
@@ -166,7 +179,8 @@ def _require_same_schema(module: ScriptModule, method: str) -> None:
     original, quantized = _signature(module, method), _signature(module, f"quantized_{method}")
     if original != quantized:
         raise ScriptError(
-            f"quantized_{method} cannot take the place of {method}: it has the signature {quantized}, expected "
+            f"quantized_{method} cannot take the place of {method}: it has the signature {quantized}, "
+            "expected "
             f"{original}; make the module anew with quantize_ondevice_dynamic_jit"
         )
 

@@ -1,7 +1,7 @@
 """Post-training quantization of script modules: prepare, run on data, convert.
 
-The shape of the calls is torch.ao's. With `inplace=True` the finished result takes the place of what the model
-held; a call that fails leaves the model as it was, in place or not.
+The shape of the calls is torch.ao's. With `inplace=True` the finished result takes the place of what the
+model held; a call that fails leaves the model as it was, in place or not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from quantization.torchscript.passes import ScriptError, quiet_torchscript
 
 
 def script_qconfig(qconfig: Any) -> QConfig:
-    """A qconfig of scripted observers, made by calling its two factories; the passes copy these per observed value.
+    """A qconfig of scripted observers, one from each factory; the passes copy these per observed value.
 
     >>> from quantization import default_qconfig
     >>> script_qconfig(default_qconfig).weight.qualified_name
@@ -29,7 +29,9 @@ def script_qconfig(qconfig: Any) -> QConfig:
     """
     checks.require_qconfig_dict({"": qconfig})
     if qconfig is None:
-        raise QuantizationError("script_qconfig needs a QConfig, got None; script_qconfig_dict passes None on")
+        raise QuantizationError(
+            "script_qconfig needs a QConfig, got None; script_qconfig_dict passes None on"
+        )
     return QConfig(
         activation=_scripted("activation", qconfig.activation), weight=_scripted("weight", qconfig.weight)
     )
@@ -62,10 +64,11 @@ def _scripted(field: str, factory: Any) -> Any:
     try:
         with quiet_torchscript():
             return torch.jit.script(observer)._c
-    except (RuntimeError, torch.jit.Error, torch.jit.frontend.NotSupportedError) as error:
+    except Exception as error:  # the compiler raises many kinds
         raise ScriptError(
             f"qconfig.{field} makes {name}, which TorchScript cannot compile: {passes.cause(error)}. "
-            "Keep its forward and calculate_qparams within TorchScript's Python, or use an observer of this library"
+            "Keep its forward and calculate_qparams within TorchScript's Python, or use an observer of this "
+            "library"
         ) from error
 
 
@@ -78,7 +81,7 @@ def settle(model: ScriptModule, result: ScriptModule, inplace: bool) -> ScriptMo
 
 
 def fuse_conv_bn_jit(model: ScriptModule, inplace: bool = False) -> ScriptModule:
-    """Fold each batch norm, with its running statistics as in evaluation mode, into the convolution before it.
+    """Fold each batch norm into the convolution before it, with its running statistics, as when evaluating.
 
     >>> import warnings
     >>> warnings.simplefilter("ignore", DeprecationWarning)
@@ -90,8 +93,10 @@ def fuse_conv_bn_jit(model: ScriptModule, inplace: bool = False) -> ScriptModule
     return settle(model, passes.fold_conv_bn(model), inplace)
 
 
-def prepare_jit(model: ScriptModule, qconfig_dict: Mapping[str, QConfigAny], inplace: bool = False) -> ScriptModule:
-    """Fold batch norms and insert observers, for static quantization; run the result on representative data next.
+def prepare_jit(
+    model: ScriptModule, qconfig_dict: Mapping[str, QConfigAny], inplace: bool = False
+) -> ScriptModule:
+    """Fold batch norms and insert observers, for static quantization; next, run the result on data.
 
     `qconfig_dict` maps names of submodules to qconfigs: '' is the model, a missing name inherits, None leaves
     a submodule and what it holds in float.
@@ -102,23 +107,29 @@ def prepare_jit(model: ScriptModule, qconfig_dict: Mapping[str, QConfigAny], inp
 def prepare_dynamic_jit(
     model: ScriptModule, qconfig_dict: Mapping[str, QConfigAny], inplace: bool = False
 ) -> ScriptModule:
-    """Fold batch norms and insert observers, for dynamic quantization, which needs no data; see `prepare_jit`."""
+    """Fold batch norms and insert observers, for dynamic quantization, which needs no data."""
     return prepare(model, qconfig_dict, inplace, QuantType.DYNAMIC)
 
 
 def convert_jit(
-    model: ScriptModule, inplace: bool = False, debug: bool = False, preserved_attrs: Sequence[str] | None = None
+    model: ScriptModule,
+    inplace: bool = False,
+    debug: bool = False,
+    preserved_attrs: Sequence[str] | None = None,
 ) -> ScriptModule:
-    """Turn a model from `prepare_jit`, run on data, into one in evaluation mode that computes in 8-bit integers.
+    """Turn a model from `prepare_jit`, run on data, into one that computes in 8-bit integers.
 
-    `debug` keeps float operators between quantize and dequantize, to look at; `preserved_attrs` names attributes
-    and methods that freezing the model must keep.
+    The result is in evaluation mode and frozen; `preserved_attrs` names attributes and methods that freezing
+    must keep. `debug` leaves float operators between quantize and dequantize, to look at.
     """
     return convert(model, inplace, debug, QuantType.STATIC, preserved_attrs)
 
 
 def convert_dynamic_jit(
-    model: ScriptModule, inplace: bool = False, debug: bool = False, preserved_attrs: Sequence[str] | None = None
+    model: ScriptModule,
+    inplace: bool = False,
+    debug: bool = False,
+    preserved_attrs: Sequence[str] | None = None,
 ) -> ScriptModule:
     """Turn a model from `prepare_dynamic_jit` into one with packed weights; see `convert_jit`."""
     return convert(model, inplace, debug, QuantType.DYNAMIC, preserved_attrs)
@@ -245,13 +256,15 @@ def quantize(
 def _calibration(run_fn: Any, run_args: Any) -> Callable[[ScriptModule], Any]:
     if not callable(run_fn):
         raise InvalidRequest(
-            f"Must provide calibration function for post training static quantization, got run_fn={run_fn!r}; "
+            "Must provide calibration function for post training static quantization, got "
+            f"run_fn={run_fn!r}; "
             "pass a function that runs its first argument, the prepared model, on data"
         )
     arguments = () if run_args is None else tuple(run_args)
     if not arguments:
         raise InvalidRequest(
-            f"Must provide calibration dataset for post training static quantization, got run_args={run_args!r}; "
+            "Must provide calibration dataset for post training static quantization, got "
+            f"run_args={run_args!r}; "
             "pass a list of what run_fn takes after the model, such as [batches]"
         )
     return lambda prepared: run_fn(prepared, *arguments)

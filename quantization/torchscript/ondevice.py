@@ -1,15 +1,15 @@
 """Dynamic quantization that ends on the device: what the server adds to a script module before shipping it.
 
-For a method `m` the model gets `reset_observers_m` and `observe_m` (prepare), then `quantize_m`, which packs the
-observed weights and empties the float ones, and `quantized_m`, which runs on the packed weights (convert). The
-device runs them once, see `quantization.torchscript.device`. Until then the packed weights are empty attributes, so
-the file holds the weights once, in float.
+For a method `m` the model gets `reset_observers_m` and `observe_m` (prepare), then `quantize_m`, which packs
+the observed weights and empties the float ones, and `quantized_m`, which runs on them (convert). The device runs them once, see `quantization.torchscript.device`. Until then the packed weights are empty
+attributes, so the file holds the weights once, in float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch.jit import ScriptModule
 
 from quantization.errors import InvalidRequest, QuantizationError, notify
@@ -51,14 +51,14 @@ def prepare_ondevice_dynamic_jit(
     method_name: str = "forward",
     inplace: bool = False,
 ) -> ScriptModule:
-    """Inline a method and add `reset_observers_<method_name>` and `observe_<method_name>`, which watch its weights."""
+    """Inline method `m` and add `reset_observers_m` and `observe_m`, which watch its weights."""
     return prepare_ondevice_jit(model, qconfig_dict, method_name, inplace, QuantType.DYNAMIC)
 
 
 def convert_ondevice_dynamic_jit(
     model: ScriptModule, method_name: str, inplace: bool = False, debug: bool = False
 ) -> ScriptModule:
-    """Add `quantize_<method_name>` and `quantized_<method_name>` to a model that `prepare` was called on."""
+    """Add `quantize_m` and `quantized_m` to a model that was prepared for method `m`."""
     return convert_ondevice_jit(model, method_name, inplace, debug, QuantType.DYNAMIC)
 
 
@@ -74,8 +74,8 @@ def prepare_ondevice_jit(
     checks.require_method(model, method_name)
     _require_fresh(model, method_name)
     scripted = script_qconfig_dict(qconfig_dict)
-    _require_resettable(scripted)
-    checks.warn_of_unknown_names(model, qconfig_dict)
+    _require_one_qconfig(qconfig_dict)
+    _require_weight_observers(scripted)
     _warn_of_name_of_self(model, method_name)
     # Batch norms first: once inlined, they are no longer found, and folding would still change their weights.
     prepared = passes.fold_conv_bn(model)
@@ -83,7 +83,8 @@ def prepare_ondevice_jit(
     prepared = passes.add_observe_methods(prepared, method_name, scripted, QuantType(quant_type))
     if not prepared._c._has_method(f"reset_observers_{method_name}"):
         notify(
-            f"nothing in {method_name} is quantized: none of its linear layers has a qconfig, or it has none. "
+            f"nothing in {method_name} is quantized: none of its linear layers has a qconfig, or it has "
+            "none. "
             "The device has nothing to do",
             False,
             4,
@@ -98,7 +99,7 @@ def convert_ondevice_jit(
     debug: bool = False,
     quant_type: QuantType = QuantType.STATIC,
 ) -> ScriptModule:
-    """`convert_ondevice_dynamic_jit` for a kind of quantization, of which dynamic is the only one there is."""
+    """`convert_ondevice_dynamic_jit` for a kind of quantization; any but dynamic is refused."""
     checks.require_script_module(model)
     if quant_type != QuantType.DYNAMIC:
         raise InvalidRequest(
@@ -106,14 +107,19 @@ def convert_ondevice_jit(
             "convert_ondevice_dynamic_jit, or convert_jit before shipping for static quantization"
         )
     if str(method_name).startswith("observe_"):
-        raise InvalidRequest(f"pass the name of the method itself, not of its observing form, got {method_name!r}")
+        raise InvalidRequest(
+            f"pass the name of the method itself, not of its observing form, got {method_name!r}"
+        )
     if not model._c._has_method(f"observe_{method_name}"):
         raise ScriptError(
-            f"Method 'observe_{method_name}' is not defined: the model is not prepared for on-device quantization "
+            f"Method 'observe_{method_name}' is not defined: the model is not prepared for on-device "
+            "quantization "
             f"of {method_name!r}; call prepare_ondevice_dynamic_jit with that method first"
         )
     if model._c._has_method(f"quantize_{method_name}"):
-        raise ScriptError(f"{method_name!r} is converted already: the model has quantize_{method_name}; ship it")
+        raise ScriptError(
+            f"{method_name!r} is converted already: the model has quantize_{method_name}; ship it"
+        )
     return settle(model, _with_quantized_method(model, method_name, QuantType.DYNAMIC, debug), inplace)
 
 
@@ -130,17 +136,40 @@ def _require_fresh(model: ScriptModule, method: str) -> None:
     present = [prefix + method for prefix in HELPERS if model._c._has_method(prefix + method)]
     if present:
         raise ScriptError(
-            f"the model is prepared for on-device quantization of {method!r} already: it has {', '.join(present)}. "
+            f"the model is prepared for on-device quantization of {method!r} already: it has "
+            f"{', '.join(present)}. "
             "Start from the model as it was before"
         )
 
 
-def _require_resettable(scripted: Mapping[str, QConfigAny]) -> None:
+def _require_one_qconfig(qconfig_dict: Mapping[str, QConfigAny]) -> None:
+    """Refuse what the pass would ignore: it sees one inlined method, in which submodules have no names."""
+    root = qconfig_dict.get("")
+    others = [name for name, qconfig in qconfig_dict.items() if qconfig is not root and qconfig != root]
+    if others:
+        raise QuantizationError(
+            f"qconfig_dict gives {others} a qconfig of their own, but on-device quantization inlines the method and "
+            "has one qconfig for all of it, that of '': pass {'': qconfig}, or quantize_dynamic_jit before shipping"
+        )
+
+
+def _require_weight_observers(scripted: Mapping[str, QConfigAny]) -> None:
+    """Refuse here what would fail on the device."""
     for name, qconfig in scripted.items():
-        if qconfig is not None and not qconfig.weight._has_method("reset_min_max_vals"):
+        if qconfig is None:
+            continue
+        dtype, qscheme = checks.dtype_of(qconfig.weight), checks.qscheme_of(qconfig.weight)
+        if dtype is not torch.qint8 or qscheme is torch.per_channel_affine_float_qparams:
+            raise QuantizationError(
+                f"the weight observer of qconfig_dict[{name!r}] is for {dtype} and {qscheme}, but on-device "
+                "quantization packs linear weights as torch.qint8 with integer zero points: use "
+                "default_dynamic_qconfig or per_channel_dynamic_qconfig"
+            )
+        if not qconfig.weight._has_method("reset_min_max_vals"):
             kind = qconfig.weight.qualified_name.rpartition(".")[2]
             raise ScriptError(
-                f"the weight observer of qconfig_dict[{name!r}] is {kind}, but on-device quantization resets its "
+                f"the weight observer of qconfig_dict[{name!r}] is {kind}, but on-device quantization "
+                "resets its "
                 "weight observers (Method 'reset_min_max_vals' is not defined): use MinMaxObserver or "
                 "PerChannelMinMaxObserver with dtype=torch.qint8, as in default_dynamic_qconfig"
             )
@@ -150,7 +179,8 @@ def _warn_of_name_of_self(model: ScriptModule, method: str) -> None:
     name = model._c._get_method(method).schema.arguments[0].name
     if name != "self":
         notify(
-            f"the first parameter of {method} is called {name!r}, and the lite interpreter can replace only methods "
+            f"the first parameter of {method} is called {name!r}, and the lite interpreter can replace only "
+            "methods "
             "whose first parameter is called 'self': finalizing will fail there. Rename it",
             False,
             4,

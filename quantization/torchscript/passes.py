@@ -7,6 +7,7 @@ gets is always a copy: `fold_conv_bn`, `copy_of` and `insert_quant_dequant` make
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,17 +21,21 @@ from quantization.quant_type import QuantType
 
 _C: Any = torch._C
 _LONGEST_CAUSE = 300
+# Torch asks for a bug report where an observer does not fit.
+_ASSERTION = re.compile(r"^.*INTERNAL ASSERT FAILED at .*?, please report a bug to PyTorch\. ")
 
 
 class ScriptError(QuantizationError, RuntimeError):
-    """TorchScript refused a model, an observer or an argument; a RuntimeError where torch.ao's callers expect one."""
+    """TorchScript refused a model, an observer or an argument; also the RuntimeError that callers expect."""
 
 
 @contextlib.contextmanager
 def quiet_torchscript() -> Iterator[None]:
     """Silence what TorchScript says about its own future, for calls that the user did not make."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r".*torch\.jit\.\w+` is (deprecated|not supported)", DeprecationWarning)
+        warnings.filterwarnings(
+            "ignore", r".*torch\.jit\.\w+` is (deprecated|not supported)", DeprecationWarning
+        )
         yield
 
 
@@ -39,20 +44,21 @@ def cause(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # A raise inside scripted code comes last, after TorchScript's traceback.
     raised = [line for line in lines if "Error: " in line]
-    return (raised[-1] if raised else next(iter(lines), type(error).__name__))[:_LONGEST_CAUSE]
+    said = raised[-1] if raised else next(iter(lines), type(error).__name__)
+    return _ASSERTION.sub("", said)[:_LONGEST_CAUSE].rstrip(" .,")
 
 
 def _run(what: str, call: Callable[..., Any], *arguments: Any) -> ScriptModule:
     try:
-        # Without gradients, folded weights stay leaves: torch warns of others wherever a model is copied or moved.
+        # Without gradients, folded weights stay leaves; torch warns of others when a model is moved.
         with quiet_torchscript(), torch.no_grad():
             return wrap_cpp_module(call(*arguments))
     except QuantizationError:
         raise
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, torch.jit.Error) as error:
         raise ScriptError(
-            f"TorchScript could not {what}: {cause(error)}. "
-            "Check the observers of the qconfig and the methods of the model"
+            f"TorchScript could not {what}: {cause(error)}. Mostly an observer does not fit what it observes: "
+            "take those of default_qconfig (static) or default_dynamic_qconfig (dynamic), or give the submodule None"
         ) from error
 
 
