@@ -49,6 +49,7 @@ class LSTM(RNNBase, source=nn.LSTM):
         self, input: Tensor, states: list[Tensor], batch_sizes: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
         """Output, hidden and cell state from states of shape (layers * directions, N, width)."""
+        # `stepwise` is a constant to TorchScript, which compiles only the branch taken: the children differ.
         if self.stepwise:
             return self._unrolled(input, states, batch_sizes)
         else:
