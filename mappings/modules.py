@@ -100,5 +100,9 @@ EMBEDDING: tuple[Row, ...] = (
     Row("qat:EmbeddingBag", static="EmbeddingBag"),
 )
 
+# What torch.ao has no counterpart for and we have; `quantize_dynamic` uses it when a spec asks for it.
+MORE: tuple[Row, ...] = (Row("nn:RNN", dynamic="RNN"),)
+
+
 # The block-sparse variants of the static and dynamic tables.
 SPARSE: tuple[Row, ...] = (Row("nn:Linear", static="sparse:Linear", dynamic="sparse_dynamic:Linear"),)

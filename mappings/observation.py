@@ -8,8 +8,16 @@ from typing import Final
 # Dropout only scales at training time; its output has the range of its input.
 SKIPPED: Final = ("nn:Dropout",)
 
-# They run their own `activation_post_process`, so a hook would observe twice.
-SLOT_OBSERVED: Final = ("functional:FloatFunctional", "functional:QFunctional")
+# torch's own modules that take a quantized tensor and give one, so that they need no counterpart.
+AS_IS: Final = tuple(
+    "nn:" + name
+    for name in (
+        "ReLU Identity Flatten Unflatten Sigmoid Tanh Hardsigmoid Hardtanh Threshold MaxPool1d MaxPool2d "
+        "MaxPool3d AvgPool1d AvgPool2d AvgPool3d AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d "
+        "PixelShuffle PixelUnshuffle ChannelShuffle Upsample UpsamplingNearest2d UpsamplingBilinear2d "
+        "ReflectionPad1d ReflectionPad2d ZeroPad2d ConstantPad2d Dropout1d Dropout2d Dropout3d AlphaDropout"
+    ).split()
+)
 
 # Leaves that have no cell in the grid: a Sequential carries the qconfig down to its children.
 EXTRA_LEAVES: Final = ("nn:Sequential",)

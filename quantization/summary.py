@@ -11,7 +11,7 @@ from torch import nn
 
 from observers.state import has_seen_data
 from quantization.engine.observe import is_observed
-from quantization.engine.swap import FLOAT_TYPE, STAYED_FLOAT
+from quantization.engine.swap import AS_IS, FLOAT_TYPE, STAYED_FLOAT
 from quantization.engine.tree import Site, is_leaf, walk
 from quantization.markers import FusedModule
 
@@ -21,8 +21,9 @@ class Row:
     """One module of a summary; every field is a plain string.
 
     `name` is dotted; `float_type` what the module was, `now` what it is; `state` is one of "quantized",
-    "prepared" and "float"; `weight` and `activation` give dtype and qscheme or qparams ('' where there is
-    none); `note` says why a module stayed float, or what its observer still lacks.
+    "as is" (torch's own module, which takes quantized tensors), "prepared" and "float"; `weight` and
+    `activation` give dtype and qscheme or qparams ('' where there is none); `note` says why a module stayed
+    float, or what its observer still lacks.
     """
 
     name: str
@@ -45,9 +46,9 @@ class Summary:
         return [asdict(row) for row in self.rows]
 
     def counts(self) -> dict[str, int]:
-        """How many modules are in each state: quantized, prepared, float."""
+        """How many modules are in each state: quantized, as is, prepared, float."""
         states = [row.state for row in self.rows]
-        return {state: states.count(state) for state in ("quantized", "prepared", "float")}
+        return {state: states.count(state) for state in ("quantized", "as is", "prepared", "float")}
 
     def __str__(self) -> str:
         table = [_HEADER, *([*asdict(row).values()] for row in self.rows)]
@@ -112,7 +113,9 @@ def _row(site: Site) -> Row:
 def _state(module: nn.Module, weight: str) -> str:
     if is_observed(module) or "weight_fake_quant" in module._modules:
         return "prepared"
-    return "quantized" if weight or hasattr(module, FLOAT_TYPE) else "float"
+    if weight or hasattr(module, FLOAT_TYPE):
+        return "quantized"
+    return "as is" if getattr(module, STAYED_FLOAT, "") == AS_IS else "float"
 
 
 def _weight(module: nn.Module) -> str:

@@ -18,6 +18,7 @@ from quantization.qparams import get_qparam_dict
 # so that they survive copies and travel with a submodule.
 FLOAT_TYPE = "_float_type"
 STAYED_FLOAT = "_stayed_float"
+AS_IS = "works on quantized tensors as it is"
 
 
 def swap_module(

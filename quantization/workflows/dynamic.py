@@ -13,7 +13,11 @@ from quantization.engine.tree import check_model, copied, restoring
 from quantization.errors import QuantizationError, notify
 from quantization.workflows import findings
 from quantization.workflows.ptq import convert_modules, remove_qconfig_
-from quantization.workflows.tables import default_dynamic_spec, get_default_dynamic_quant_module_mappings
+from quantization.workflows.tables import (
+    MORE_DYNAMIC_QUANT_MODULE_MAPPINGS,
+    default_dynamic_spec,
+    get_default_dynamic_quant_module_mappings,
+)
 
 
 class _UnknownDtype(QuantizationError, RuntimeError):
@@ -35,7 +39,8 @@ def quantize_dynamic(
         qconfig_spec: what to quantize: types and dotted names (a set uses the default qconfig of `dtype`,
             a dict gives each its own), or None for every type that has a recipe for `dtype`.
         dtype: `torch.qint8`, `torch.float16`, or for embeddings `torch.quint8` and `torch.quint4x2`.
-        mapping: from float types to dynamic types; default `get_default_dynamic_quant_module_mappings()`.
+        mapping: from float types to dynamic types; default `get_default_dynamic_quant_module_mappings()`
+            and, beyond torch.ao, `nn.RNN`.
         inplace: change `model` itself. Use the return value either way: a bare `nn.Linear` is replaced.
         strict: raise if a key of `qconfig_spec` matches nothing or nothing is quantized, instead of warning.
 
@@ -50,7 +55,7 @@ def quantize_dynamic(
     check_model(model)
     spec = _spec(qconfig_spec, dtype)
     if mapping is None:
-        mapping = get_default_dynamic_quant_module_mappings()
+        mapping = {**MORE_DYNAMIC_QUANT_MODULE_MAPPINGS, **get_default_dynamic_quant_module_mappings()}
     asked = set(qconfig_spec or ())
     missing = unmatched(model, asked)
     if not inplace:

@@ -12,9 +12,11 @@ from torch import nn
 from observers import NoopObserver, ObserverBase, PlaceholderObserver
 from observers.state import has_seen_data
 from quantization.engine.observe import has_qconfig, is_observed, is_observer
-from quantization.engine.swap import FLOAT_TYPE, STAYED_FLOAT
+from quantization.engine.swap import AS_IS, FLOAT_TYPE, STAYED_FLOAT
 from quantization.engine.tree import Site, is_leaf, walk
 from quantization.markers import FusedModule, NotObserved
+from quantization.stubs import QuantStub
+from quantization.workflows.tables import AS_IS_TYPES
 
 
 def names(sites: Iterable[Site], limit: int = 10) -> str:
@@ -122,6 +124,8 @@ def _concerns_user(site: Site) -> bool:
 
 
 def _why_float(site: Site, mapping: Mapping[Any, Any]) -> str:
+    if QuantStub in mapping and site.type in AS_IS_TYPES:
+        return AS_IS
     if not has_qconfig(site.module):
         return "no qconfig"
     if site.type not in mapping:

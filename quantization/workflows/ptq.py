@@ -30,6 +30,7 @@ from quantization.stubs import QuantWrapper
 from quantization.workflows import findings
 from quantization.workflows.tables import (
     DEFAULT_MODULE_TO_ACT_POST_PROCESS,
+    SKIPPED_TYPES,
     get_default_custom_config_dict,
     get_default_qconfig_propagation_list,
     get_default_static_quant_module_mappings,
@@ -119,7 +120,7 @@ def _plan(
     return Plan(
         leaves=get_default_qconfig_propagation_list() if leaves is None else leaves,
         units=units or (),
-        skipped=(nn.Dropout,),
+        skipped=SKIPPED_TYPES,
         fixed_ranges=DEFAULT_MODULE_TO_ACT_POST_PROCESS,
         observed_classes=custom.get("float_to_observed_custom_module_class", {}),
         unobserved_classes=no_observer_set(),

@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from mappings.modules import EMBEDDING, SPARSE
-from mappings.observation import CUSTOM, EXTRA_LEAVES, FIXED_RANGES, NO_OBSERVER
+from mappings.modules import EMBEDDING, MORE, SPARSE
+from mappings.observation import AS_IS, CUSTOM, EXTRA_LEAVES, FIXED_RANGES, NO_OBSERVER, SKIPPED
 from mappings.operators import QUANTIZED_OPERATORS
 from mappings.recipes import DYNAMIC
 from mappings.resolve import class_at, find, projection
@@ -33,6 +33,7 @@ ModuleTable = dict[Callable[..., Any], Any]
 DEFAULT_STATIC_QUANT_MODULE_MAPPINGS: ModuleTable = {**projection("static")}
 DEFAULT_QAT_MODULE_MAPPINGS: ModuleTable = {**projection("qat")}
 DEFAULT_DYNAMIC_QUANT_MODULE_MAPPINGS: ModuleTable = {**projection("dynamic")}
+MORE_DYNAMIC_QUANT_MODULE_MAPPINGS: ModuleTable = {**projection("dynamic", MORE)}
 DEFAULT_REFERENCE_STATIC_QUANT_MODULE_MAPPINGS: ModuleTable = {**projection("reference")}
 DEFAULT_STATIC_SPARSE_QUANT_MODULE_MAPPINGS: ModuleTable = {**projection("static", SPARSE)}
 DEFAULT_DYNAMIC_SPARSE_QUANT_MODULE_MAPPINGS: ModuleTable = {**projection("dynamic", SPARSE)}
@@ -48,6 +49,8 @@ DEFAULT_MODULE_TO_ACT_POST_PROCESS: dict[Callable[..., Any], Callable[[], nn.Mod
     for name, bounds in FIXED_RANGES.items()
     if name.startswith("nn:")
 }
+SKIPPED_TYPES: frozenset[Any] = frozenset(find(name) for name in SKIPPED)
+AS_IS_TYPES: frozenset[Any] = frozenset(find(name) for name in AS_IS)
 _INCLUDE_QCONFIG_PROPAGATE_LIST: set[Callable[..., Any]] = {find(name) for name in EXTRA_LEAVES}
 _DEFAULT_CUSTOM_CONFIG_DICT: dict[str, dict[type[nn.Module], Any]] = {
     "float_to_observed_custom_module_class": {find(c.source): class_at(c.observed) for c in CUSTOM},

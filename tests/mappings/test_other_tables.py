@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mappings.fusion import FUSIONS, Fusion
-from mappings.observation import CUSTOM, FIXED_RANGES, NO_OBSERVER, SKIPPED, SLOT_OBSERVED
+from mappings.observation import AS_IS, CUSTOM, FIXED_RANGES, NO_OBSERVER, SKIPPED
 from mappings.operators import QUANTIZED_OPERATORS
 from mappings.recipes import DYNAMIC
 from mappings.resolve import find
@@ -98,4 +98,4 @@ def test_each_recipe_quantizes_what_torch_ao_quantizes(dtype: str) -> None:
 
 
 def test_special_observation_concerns_types_that_exist() -> None:
-    assert [name for name in (*SKIPPED, *SLOT_OBSERVED) if find(name) is None] == []
+    assert [name for name in (*SKIPPED, *AS_IS) if find(name) is None] == []

@@ -33,7 +33,7 @@ def rows(m: nn.Module) -> dict[str, q.summary.__class__]:
 def test_a_float_model_is_all_float():
     summary = q.summary(model())
     assert [row.name for row in summary.rows] == ["0", "1.0", "1.1", "2", "3", "4"]
-    assert summary.counts() == {"quantized": 0, "prepared": 0, "float": 6}
+    assert summary.counts() == {"quantized": 0, "as is": 0, "prepared": 0, "float": 6}
 
 
 def test_a_prepared_model_says_which_observer_has_seen_data():
@@ -65,6 +65,7 @@ def test_a_converted_model_shows_what_became_of_each_module():
     assert fused.activation.startswith("scale=")
     assert (table["3"].state, table["3"].note) == ("float", "no qconfig")
     assert "no counterpart in the mapping for Tanhshrink" in table["2"].note
+    assert (table["1.1"].now, table["1.1"].state) == ("Identity", "as is")
     assert not any("_packed_params" in name for name in table)
 
 
@@ -101,7 +102,7 @@ def test_it_prints_as_a_table_and_is_plain_data():
     lines = str(summary).splitlines()
     assert lines[0].split()[:3] == ["name", "float", "type"]
     assert len(lines) == len(summary.rows) + 3
-    assert lines[-1] == "3 quantized, 3 float"
+    assert lines[-1] == "3 quantized, 1 as is, 2 float"
     assert json.loads(json.dumps(summary.to_dicts()))[0]["name"] == "0"
     html = summary._repr_html_()
     assert html.count("<tr>") == len(summary.rows) + 1

@@ -68,6 +68,14 @@ def test_nothing_quantized_is_said():
         q.quantize_dynamic(nn.Sequential(MyLinear(2, 2)))
 
 
+def test_an_rnn_is_quantized_when_asked_for():
+    recurrent = nn.Sequential(nn.RNN(4, 8), nn.Linear(8, 2))
+    quantized = q.quantize_dynamic(nn.ModuleDict({"rnn": recurrent[0]}), {nn.RNN}, strict=True)
+    assert type(quantized["rnn"]) is dynamic.RNN
+    x = torch.randn(5, 3, 4)
+    assert (quantized["rnn"](x)[0] - recurrent[0](x)[0]).abs().max() < 0.1
+
+
 def test_defaults_that_match_nothing_are_no_news():
     q.quantize_dynamic(model(), strict=True)
 
