@@ -17,6 +17,7 @@ from observers.factory import _PartialWrapper, _with_args
 from observers.finite import IgnoresNonFinite, is_finite_range, without_branches
 from observers.minmax import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
 from observers.passive import FixedQParamsObserver
+from observers.precision import KeepsPrecision
 
 # The names under which torch.ao exposes the predicates.
 _is_per_channel = is_per_channel
@@ -25,7 +26,7 @@ _is_symmetric_quant = is_symmetric
 _is_float_qparams = is_float_qparams
 
 
-class FakeQuantizeBase(nn.Module, metaclass=ABCMeta):
+class FakeQuantizeBase(KeepsPrecision, nn.Module, metaclass=ABCMeta):
     """Base of fake quantizers: two switches, kept as buffers so that scripts and replicas see them.
 
     `fake_quant_enabled` and `observer_enabled` hold 1 or 0.

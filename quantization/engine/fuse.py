@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from quantization.engine.attributes import carry_attributes
 from quantization.engine.tree import restoring, walk
 from quantization.errors import InvalidRequest
 from quantization.markers import FusedModule
@@ -140,14 +141,15 @@ def fuse_run(modules: Sequence[nn.Module], make: Callable[..., nn.Module], is_qa
     """Fuse modules with `make(is_qat, *modules)`: the fused module, then an Identity for each other one.
 
     The pre-hooks of the first module and the forward hooks of the last one move to the fused module, so
-    each runs once; hooks in between stay on the parts, where the parts live on. If `make` raises, all is as
-    before.
+    each runs once; hooks in between stay on the parts, where the parts live on. Attributes that a user set
+    on the first module are set on the fused one too. If `make` raises, all is as before.
     """
     first, last = modules[0], modules[-1]
     with restoring(first), restoring(last):
         # Taken before `make`, which may copy the first module with all its hooks.
         pre_hooks, hooks = _take_pre_hooks(first), _take_hooks(last)
         fused = make(is_qat, *modules)
+    carry_attributes(first, fused)
     for hook, with_kwargs in pre_hooks:
         fused.register_forward_pre_hook(hook, with_kwargs=with_kwargs)
     for hook, with_kwargs, always_call in hooks:

@@ -1,4 +1,4 @@
-"""Swap one module for its counterpart: pick how, then carry over hooks, device and origin."""
+"""Swap one module for its counterpart: pick how, then carry over hooks, attributes, device and origin."""
 
 # pyright: reportPrivateUsage=false
 # nn.Module has no public access to its own children by name and to its hooks.
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from quantization.engine.attributes import carry_attributes
 from quantization.engine.observe import OBSERVER_HOOKS, has_qconfig, hooks_of
 from quantization.engine.tree import Site, single_device
 from quantization.qparams import get_qparam_dict
@@ -80,6 +81,7 @@ def _carry_over(mod: nn.Module, swapped: nn.Module) -> None:
             with_kwargs = key in mod._forward_hooks_with_kwargs
             always_call = key in mod._forward_hooks_always_called
             swapped.register_forward_hook(hook, with_kwargs=with_kwargs, always_call=always_call)
+    carry_attributes(mod, swapped)
     device = single_device(mod)
     if device is not None:
         swapped.to(device)
