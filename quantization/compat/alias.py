@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from importlib.machinery import ModuleSpec
 from types import ModuleType, TracebackType
 from typing import Any
@@ -29,15 +30,18 @@ class _AliasModule(ModuleType):
 
     def _owner(self, name: str) -> tuple[ModuleType, str] | None:
         """The module of ours that defines `name`, and what it is called there."""
-        for source in self._sources:
-            if name in vars(source):
-                return source, name
-        if name in RENAMED:
-            module, _, ours = RENAMED[name].partition(":")
-            return load(module), ours
-        return None
+        return owner_of(self.__name__, name, self._sources)
+
+    def _public(self) -> list[str]:
+        """What `from module import *` takes: what it took from torch.ao, else what our modules define."""
+        listed = getattr(self._original, "__all__", None)
+        if listed is not None:
+            return [name for name in listed if hasattr(self, name)]
+        return sorted({name for source in self._sources for name in vars(source) if _is_public(source, name)})
 
     def __getattr__(self, name: str) -> Any:
+        if name == "__all__":
+            return self._public()
         owner = None if name.startswith("__") else self._owner(name)
         if owner is not None:
             return getattr(*owner)
@@ -63,6 +67,34 @@ class _AliasModule(ModuleType):
     def __dir__(self) -> list[str]:
         names = {name for module in (*self._sources, self._original) if module for name in vars(module)}
         return sorted(names | set(vars(self)))
+
+
+def owner_of(
+    module: str, name: str, sources: Iterable[ModuleType] | None = None
+) -> tuple[ModuleType, str] | None:
+    """The module of ours that answers for `name` in torch.ao's `module`, and what it is called there."""
+    renamed = RENAMED.get(f"{module}:{name}")
+    if renamed is None:
+        for source in present(module) if sources is None else sources:
+            if name in vars(source):
+                return source, name
+        renamed = RENAMED.get(name)
+    if renamed is None:
+        return None
+    home, _, ours = renamed.partition(":")
+    return load(home), ours
+
+
+def present(module: str) -> list[ModuleType]:
+    """Our modules that answer for a module of torch.ao, without those that do not exist."""
+    return [source for source in map(load, SOURCES[module]) if source is not None]
+
+
+def _is_public(source: ModuleType, name: str) -> bool:
+    value = getattr(source, name)
+    home = getattr(value, "__module__", None)
+    ours = home is None or str(home).partition(".")[0] in ("observers", "mappings", "quantization")
+    return not name.startswith("_") and not isinstance(value, ModuleType) and ours
 
 
 class Alias:
@@ -134,9 +166,7 @@ def _alias_module(name: str) -> _AliasModule:
     original = _original(name)
     if isinstance(original, _AliasModule):
         original = original._original
-    # A source may be a room that is not built yet.
-    present = [source for source in map(load, SOURCES[name]) if source is not None]
-    return _AliasModule(name, present, original)
+    return _AliasModule(name, present(name), original)
 
 
 def _original(name: str) -> ModuleType | None:

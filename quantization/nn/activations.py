@@ -186,6 +186,14 @@ class PReLU(NumberCell):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    def __setstate__(self, state: Any) -> None:
+        # Modules pickled by torch.ao hold the quantized slopes themselves.
+        slopes = state.get("weight")
+        super().__setstate__({name: value for name, value in state.items() if name != "weight"})
+        if slopes is not None:
+            self.register_buffer("weight_codes", None)
+            self.set_weight(slopes)
+
     @property
     def weight(self) -> Tensor:
         """The slopes, a quint8 tensor; `set_weight` replaces them."""
