@@ -34,8 +34,7 @@ def require_script_module(model: Any) -> None:
         raise QuantizationError(
             f"input must be a script module, got: {type(model)}. Make one with torch.jit.script(model) or "
             "torch.jit.trace(model, example_inputs); for an eager model use quantization.prepare and "
-            "convert, "
-            "or quantize_dynamic"
+            "convert, or quantize_dynamic"
         )
 
 
@@ -61,21 +60,20 @@ def require_qconfig_dict(qconfig_dict: Any) -> None:
     """Refuse anything but a mapping from module names to qconfigs or None."""
     if not isinstance(qconfig_dict, Mapping):
         raise QuantizationError(
-            f"qconfig_dict must be a dict such as {{'': qconfig}}, got {type(qconfig_dict).__name__}; "
-            "'' is the whole model, 'a.b' a submodule"
+            f"qconfig_dict must be a dict such as {{'': qconfig}}, got {type(qconfig_dict).__name__}; '' is "
+            "the whole model, 'a.b' a submodule"
         )
     bad = [key for key in qconfig_dict if not isinstance(key, str)]
     if bad:
         raise QuantizationError(
             f"qconfig_dict should only contain names(str) as keys, got {bad[0]!r}. Types cannot be named in "
-            "a "
-            "script module, where classes are compiled away: use the names of the submodules"
+            "a script module, where classes are compiled away: use the names of the submodules"
         )
     for key, value in qconfig_dict.items():
         if value is not None and not (hasattr(value, "activation") and hasattr(value, "weight")):
             raise QuantizationError(
-                f"qconfig_dict[{key!r}] must be a QConfig or None, got {type(value).__name__}; "
-                "pass QConfig(activation=..., weight=...), or None to leave the submodule in float"
+                f"qconfig_dict[{key!r}] must be a QConfig or None, got {type(value).__name__}; pass "
+                "QConfig(activation=..., weight=...), or None to leave the submodule in float"
             )
 
 
@@ -112,15 +110,13 @@ def require_sound_observers(model: ScriptModule, kind: QuantType) -> None:
         elif kind is QuantType.STATIC:
             raise QuantizationError(
                 f"'{path}' is a PlaceholderObserver, which records no range, but static quantization needs "
-                "one: "
-                "use an observer with statistics (MinMaxObserver, HistogramObserver) in the qconfig, or "
-                "prepare_dynamic_jit and convert_dynamic_jit"
+                "one: use an observer with statistics (MinMaxObserver, HistogramObserver) in the qconfig, "
+                "or prepare_dynamic_jit and convert_dynamic_jit"
             )
         elif dtype_of(observer) in (torch.quint8, torch.qint8) and not getattr(observer, "is_dynamic", False):
             raise QuantizationError(
-                f"'{path}' is a PlaceholderObserver of dtype {dtype_of(observer)} with is_dynamic=False, with "
-                "which "
-                "torch's dynamic quantization ends the process: make it with "
+                f"'{path}' is a PlaceholderObserver of dtype {dtype_of(observer)} with is_dynamic=False, "
+                "with which torch's dynamic quantization ends the process: make it with "
                 "PlaceholderObserver.with_args(dtype=torch.quint8, is_dynamic=True), as in "
                 "default_dynamic_qconfig"
             )
@@ -151,8 +147,7 @@ def _require_embedding(model: ScriptModule, path: str, observer: Any) -> None:
             raise QuantizationError(
                 f"'{path}' is a PlaceholderObserver for {observer.custom_op}, but what it observes goes to "
                 f"{others[0]}, with which torch's pass ends the process: give that qconfig to the embedding "
-                "bags only"
-                f", by name, and None or another qconfig to '{parent or '<root>'}'"
+                f"bags only, by name, and None or another qconfig to '{parent or '<root>'}'"
             )
 
 
@@ -172,8 +167,7 @@ def warn_of_unseen(unseen: list[str]) -> None:
         shown = ", ".join(unseen[:5]) + (", ..." if len(unseen) > 5 else "")
         notify(
             f"{len(unseen)} observers have seen no data ({shown}) and will give scale 1 and zero point 0: "
-            "run the "
-            "prepared model on representative inputs before converting it",
+            "run the prepared model on representative inputs before converting it",
             False,
             5,
         )

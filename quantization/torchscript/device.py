@@ -50,8 +50,7 @@ def finalize(
         return settle(module, _finalized(module, method_name, inputs), inplace=True)
     raise QuantizationError(
         f"finalize needs a script module, got {type(module)}: load the shipped file with torch.jit.load, or "
-        "with "
-        "torch.jit.mobile._load_for_lite_interpreter"
+        "with torch.jit.mobile._load_for_lite_interpreter"
     )
 
 
@@ -61,16 +60,14 @@ def _require_helpers(has: Any, method: str) -> None:
     if len(missing) == len(HELPERS):
         raise ScriptError(
             f"PTQ ready module must have {missing[0]} method; it has none of the four helpers for "
-            f"{method!r}. "
-            "Either it was finalized already, which can be done once, or it was not made by "
+            f"{method!r}. Either it was finalized already, which can be done once, or it was not made by "
             "quantize_ondevice_dynamic_jit for that method"
         )
     if missing:
         raise ScriptError(
             f"PTQ ready module must have {missing[0]} method, but has the other helpers for {method!r}: "
-            "make it "
-            "anew with quantize_ondevice_dynamic_jit (a method without linear layers gets no observers to "
-            "reset)"
+            "make it anew with quantize_ondevice_dynamic_jit (a method without linear layers gets no "
+            "observers to reset)"
         )
     if not has(method):
         raise ScriptError(
@@ -90,16 +87,14 @@ def _finalize_lite(module: LiteScriptModule, method: str, inputs: Sequence[Any] 
     if not passes.has_runtime_helper():
         raise Unsupported(
             "this torch was built without the lite interpreter's on-device quantization: load the same file "
-            "with "
-            "torch.jit.load and finalize that"
+            "with torch.jit.load and finalize that"
         )
     _require_helpers(module.find_method, method)
     _require_bundled(module.find_method)
     if inputs is not None:
         raise QuantizationError(
             "the lite interpreter's helper takes the first bundled inputs of the file: call finalize "
-            "without inputs, "
-            "or load the file with torch.jit.load"
+            "without inputs, or load the file with torch.jit.load"
         )
     _first_bundled(module.run_method(_BUNDLED))
     try:
@@ -147,8 +142,8 @@ def _arguments(module: ScriptModule, inputs: Sequence[Any] | None) -> tuple[Any,
         return _first_bundled(getattr(module, _BUNDLED)())
     if isinstance(inputs, Tensor) or not isinstance(inputs, Sequence):
         raise QuantizationError(
-            f"inputs must be a tuple with the arguments of one call, got {type(inputs).__name__}; "
-            "for a single tensor pass (tensor,)"
+            f"inputs must be a tuple with the arguments of one call, got {type(inputs).__name__}; for a "
+            "single tensor pass (tensor,)"
         )
     return tuple(inputs)
 
@@ -160,8 +155,7 @@ def _require_arity(module: ScriptModule, method: str, arguments: tuple[Any, ...]
         names = ", ".join(f"{argument.name}: {argument.type}" for argument in declared)
         raise ScriptError(
             f"{method} takes {least if least == len(declared) else f'{least} to {len(declared)}'} arguments "
-            f"({names}), "
-            f"but the inputs are {len(arguments)}: pass or bundle one tuple with all of them"
+            f"({names}), but the inputs are {len(arguments)}: pass or bundle one tuple with all of them"
         )
 
 
@@ -180,8 +174,7 @@ def _require_same_schema(module: ScriptModule, method: str) -> None:
     if original != quantized:
         raise ScriptError(
             f"quantized_{method} cannot take the place of {method}: it has the signature {quantized}, "
-            "expected "
-            f"{original}; make the module anew with quantize_ondevice_dynamic_jit"
+            f"expected {original}; make the module anew with quantize_ondevice_dynamic_jit"
         )
 
 

@@ -58,16 +58,16 @@ def _scripted(field: str, factory: Any) -> Any:
     name = type(observer).__name__
     if not hasattr(observer, "dtype"):
         raise QuantizationError(
-            f"qconfig.{field} makes {name}, which has no dtype: use an observer or a fake quantizer, "
-            "or None instead of the whole qconfig to leave a submodule in float"
+            f"qconfig.{field} makes {name}, which has no dtype: use an observer or a fake quantizer, or "
+            "None instead of the whole qconfig to leave a submodule in float"
         )
     try:
         with quiet_torchscript():
             return torch.jit.script(observer)._c
     except Exception as error:  # the compiler raises many kinds
         raise ScriptError(
-            f"qconfig.{field} makes {name}, which TorchScript cannot compile: {passes.cause(error)}. "
-            "Keep its forward and calculate_qparams within TorchScript's Python, or use an observer of this "
+            f"qconfig.{field} makes {name}, which TorchScript cannot compile: {passes.cause(error)}. Keep "
+            "its forward and calculate_qparams within TorchScript's Python, or use an observer of this "
             "library"
         ) from error
 
@@ -257,14 +257,12 @@ def _calibration(run_fn: Any, run_args: Any) -> Callable[[ScriptModule], Any]:
     if not callable(run_fn):
         raise InvalidRequest(
             "Must provide calibration function for post training static quantization, got "
-            f"run_fn={run_fn!r}; "
-            "pass a function that runs its first argument, the prepared model, on data"
+            f"run_fn={run_fn!r}; pass a function that runs its first argument, the prepared model, on data"
         )
     arguments = () if run_args is None else tuple(run_args)
     if not arguments:
         raise InvalidRequest(
             "Must provide calibration dataset for post training static quantization, got "
-            f"run_args={run_args!r}; "
-            "pass a list of what run_fn takes after the model, such as [batches]"
+            f"run_args={run_args!r}; pass a list of what run_fn takes after the model, such as [batches]"
         )
     return lambda prepared: run_fn(prepared, *arguments)

@@ -1,13 +1,15 @@
 """Dynamic quantization that ends on the device: what the server adds to a script module before shipping it.
 
 For a method `m` the model gets `reset_observers_m` and `observe_m` (prepare), then `quantize_m`, which packs
-the observed weights and empties the float ones, and `quantized_m`, which runs on them (convert). The device runs them once, see `quantization.torchscript.device`. Until then the packed weights are empty
+the observed weights and empties the float ones, and `quantized_m`, which runs on the packed ones (convert).
+The device runs them once, see `quantization.torchscript.device`. Until then the packed weights are empty
 attributes, so the file holds the weights once, in float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch.jit import ScriptModule
@@ -19,6 +21,7 @@ from quantization.torchscript import checks, passes
 from quantization.torchscript.graph import script_qconfig_dict, settle
 from quantization.torchscript.passes import ScriptError
 
+_PACKED = "_ondevice_ptq_packed_weight_"
 HELPERS = ("reset_observers_", "observe_", "quantize_", "quantized_")
 
 
@@ -31,7 +34,8 @@ def quantize_ondevice_dynamic_jit(
     """Add to a script module all that a device needs to quantize one of its methods dynamically, by itself.
 
     The method keeps its meaning until the device has run the helpers. Batch norms are folded, as in
-    `quantize_dynamic_jit`, whose outputs the finalized model repeats bit for bit.
+    `quantize_dynamic_jit`, whose outputs the finalized model repeats bit for bit; only layers called in a
+    loop differ, which here stay in float.
 
     >>> import warnings
     >>> from quantization import default_dynamic_qconfig
@@ -84,8 +88,7 @@ def prepare_ondevice_jit(
     if not prepared._c._has_method(f"reset_observers_{method_name}"):
         notify(
             f"nothing in {method_name} is quantized: none of its linear layers has a qconfig, or it has "
-            "none. "
-            "The device has nothing to do",
+            "none. The device has nothing to do",
             False,
             4,
         )
@@ -113,8 +116,7 @@ def convert_ondevice_jit(
     if not model._c._has_method(f"observe_{method_name}"):
         raise ScriptError(
             f"Method 'observe_{method_name}' is not defined: the model is not prepared for on-device "
-            "quantization "
-            f"of {method_name!r}; call prepare_ondevice_dynamic_jit with that method first"
+            f"quantization of {method_name!r}; call prepare_ondevice_dynamic_jit with that method first"
         )
     if model._c._has_method(f"quantize_{method_name}"):
         raise ScriptError(
@@ -125,7 +127,31 @@ def convert_ondevice_jit(
 
 def _with_quantized_method(model: ScriptModule, method: str, kind: QuantType, debug: bool) -> ScriptModule:
     converted = passes.add_quantize_method(model, method, kind, debug)
-    return passes.add_quantized_method(converted, method, kind)
+    converted = passes.add_quantized_method(converted, method, kind)
+    _keep_weights_still_read(converted, method)
+    return converted
+
+
+def _keep_weights_still_read(model: ScriptModule, method: str) -> None:
+    """Let `quantize_m` empty a weight only after its last use.
+
+    The pass empties it after the first, so that a layer called twice, or once more in a loop, which stays in
+    float, would fail on the device.
+    """
+    read = {_path(node) for node in getattr(model, f"quantized_{method}").graph.findAllNodes("prim::GetAttr")}
+    for node in reversed(getattr(model, f"quantize_{method}").graph.findAllNodes("prim::SetAttr")):
+        path = _path(node)
+        if _PACKED in path:
+            continue
+        if path in read:
+            node.destroy()
+        read.add(path)
+
+
+def _path(node: Any) -> str:
+    """The dotted name of the attribute that a node reads or writes."""
+    owner = next(node.inputs()).node()
+    return f"{_path(owner)}.{node.s('name')}" if owner.kind() == "prim::GetAttr" else node.s("name")
 
 
 def _require_fresh(model: ScriptModule, method: str) -> None:
@@ -137,8 +163,7 @@ def _require_fresh(model: ScriptModule, method: str) -> None:
     if present:
         raise ScriptError(
             f"the model is prepared for on-device quantization of {method!r} already: it has "
-            f"{', '.join(present)}. "
-            "Start from the model as it was before"
+            f"{', '.join(present)}. Start from the model as it was before"
         )
 
 
@@ -148,8 +173,9 @@ def _require_one_qconfig(qconfig_dict: Mapping[str, QConfigAny]) -> None:
     others = [name for name, qconfig in qconfig_dict.items() if qconfig is not root and qconfig != root]
     if others:
         raise QuantizationError(
-            f"qconfig_dict gives {others} a qconfig of their own, but on-device quantization inlines the method and "
-            "has one qconfig for all of it, that of '': pass {'': qconfig}, or quantize_dynamic_jit before shipping"
+            f"qconfig_dict gives {others} a qconfig of their own, but on-device quantization inlines the "
+            "method and has one qconfig for all of it, that of '': pass {'': qconfig}, or call "
+            "quantize_dynamic_jit before shipping"
         )
 
 
@@ -169,9 +195,9 @@ def _require_weight_observers(scripted: Mapping[str, QConfigAny]) -> None:
             kind = qconfig.weight.qualified_name.rpartition(".")[2]
             raise ScriptError(
                 f"the weight observer of qconfig_dict[{name!r}] is {kind}, but on-device quantization "
-                "resets its "
-                "weight observers (Method 'reset_min_max_vals' is not defined): use MinMaxObserver or "
-                "PerChannelMinMaxObserver with dtype=torch.qint8, as in default_dynamic_qconfig"
+                "resets its weight observers (Method 'reset_min_max_vals' is not defined): use "
+                "MinMaxObserver or PerChannelMinMaxObserver with dtype=torch.qint8, as in "
+                "default_dynamic_qconfig"
             )
 
 
@@ -180,8 +206,7 @@ def _warn_of_name_of_self(model: ScriptModule, method: str) -> None:
     if name != "self":
         notify(
             f"the first parameter of {method} is called {name!r}, and the lite interpreter can replace only "
-            "methods "
-            "whose first parameter is called 'self': finalizing will fail there. Rename it",
+            "methods whose first parameter is called 'self': finalizing will fail there. Rename it",
             False,
             4,
         )

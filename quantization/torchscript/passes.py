@@ -57,8 +57,9 @@ def _run(what: str, call: Callable[..., Any], *arguments: Any) -> ScriptModule:
         raise
     except (RuntimeError, TypeError, torch.jit.Error) as error:
         raise ScriptError(
-            f"TorchScript could not {what}: {cause(error)}. Mostly an observer does not fit what it observes: "
-            "take those of default_qconfig (static) or default_dynamic_qconfig (dynamic), or give the submodule None"
+            f"TorchScript could not {what}: {cause(error)}. Mostly an observer does not fit what it "
+            "observes: take those of default_qconfig (static) or default_dynamic_qconfig (dynamic), or "
+            "give the submodule None"
         ) from error
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -80,6 +81,31 @@ def test_encoder_succeeds() -> None:
     sqnr = re.search(r"^SQNR +([\d.]+) dB$", done.stdout, re.MULTILINE)
     assert sqnr is not None and float(sqnr[1]) > 20
     assert {"size", "latency"} <= {line.partition(" ")[0] for line in done.stdout.splitlines()}
+
+
+def test_on_device_succeeds() -> None:
+    done = _run("on_device.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stderr
+    sizes = re.findall(r"^(float|shipped|finalized|off-device) +\d+ +([\d.]+) ", done.stdout, re.MULTILINE)
+    assert [name for name, _ in sizes] == ["float", "shipped", "finalized", "off-device"]
+    assert done.stdout.count("equal to quantize_dynamic_jit") == 2
+
+
+def test_on_device_fails_when_the_device_answers_otherwise(tmp_path: Path) -> None:
+    module = _load("on_device")
+    x, model = module.torch.randn(4, 3), module.nn.Linear(3, 3)
+    module.torch.save(x, tmp_path / "inputs.pt")
+    module.torch.save({"right": model(x), "wrong": model(x) + 1}, tmp_path / "answers.pt")
+    wrong = module.compare(tmp_path, model, model)
+    assert [line.partition(":")[0] for line in wrong] == ["wrong", "wrong"]
+
+
+def test_on_device_fails_when_the_shipped_file_is_too_large(tmp_path: Path) -> None:
+    module = _load("on_device")
+    for name, size in (("float", 100), ("shipped", 200), ("finalized", 30), ("off-device", 30)):
+        (tmp_path / f"{name}.ptl").write_bytes(bytes(size))
+    assert [line.partition(" ")[0] for line in module.report_sizes(tmp_path)] == ["shipped"]
 
 
 def test_sqnr_in_decibels() -> None:

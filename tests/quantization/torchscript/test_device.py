@@ -1,4 +1,4 @@
-"""The device's part: the same result on a script module and in the lite interpreter, once, or a clear error."""
+"""The device's part: one result on a script module and in the lite interpreter, once, or a clear error."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_second_finalize_is_refused(load) -> None:
     finalize(module)
     expected = module(torch.ones(1, 16))
     with pytest.raises(
-        RuntimeError, match="none of the four helpers for 'forward'. Either it was finalized already"
+        RuntimeError, match=r"none of the four helpers for 'forward'\. Either it was finalized"
     ):
         finalize(module)
     assert torch.equal(module(torch.ones(1, 16)), expected)

@@ -1,4 +1,4 @@
-"""prepare_jit ... quantize_dynamic_jit: results equal torch.ao's to the bit; the caller's model is its own."""
+"""prepare_jit ... quantize_dynamic_jit: results equal torch.ao's to the bit; the caller's model is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's part of on-device quantization: four methods, inlined, weights observed, packed weights empty."""
+"""The server's part of on-device quantization: four methods, weights observed, packed weights empty."""
 
 from __future__ import annotations
 
@@ -56,6 +56,31 @@ def test_outputs_equal_torch_ao_and_off_device_quantization(how: str, qconfig: s
     oracle_model.load_state_dict(script.state_dict(), strict=False)
     assert torch.equal(ours, off_device)
     assert torch.equal(ours, _run(oracle_model, "forward", x))
+
+
+class Repeating(nn.Module):
+    """A layer called twice, a tied weight, and a layer called in a loop too, which stays float there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Linear(4, 4)
+        self.loop = nn.Linear(4, 4)
+        self.tied = nn.Linear(4, 4)
+        self.tied.weight = self.twice.weight
+
+    def forward(self, x):
+        x = self.tied(self.twice(torch.relu(self.twice(x))))
+        for _ in range(2):
+            x = self.loop(x)
+        return self.loop(x)
+
+
+def test_a_layer_called_again_keeps_its_weight_until_then() -> None:
+    script, x = compiled(Repeating(), "script"), torch.randn(3, 4)
+    shipped = quantize_ondevice_dynamic_jit(script, EVERYWHERE)
+    assert str(shipped.quantized_forward.graph).count("quantized::linear_dynamic") == 4
+    torch.testing.assert_close(_run(shipped, "forward", x), script(x), atol=0.05, rtol=0)
+    assert shipped.twice.weight.numel() == 0 and shipped.loop.weight.numel() == 16
 
 
 def test_nested_batch_norms_are_folded_as_off_device() -> None:
@@ -242,7 +267,7 @@ class SelfByAnotherName(nn.Module):
         super().__init__()
         self.fc = nn.Linear(4, 4)
 
-    def forward(this, x):  # noqa: B902
+    def forward(this, x):
         return this.fc(x)
 
 

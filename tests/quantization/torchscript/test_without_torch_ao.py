@@ -65,7 +65,8 @@ assert from_package is quantize_jit is older is quantization.quantize_jit
 script = torch.jit.script(torch.nn.Sequential(torch.nn.Linear(4, 4)))
 _check_is_script_module(script), _check_forward_method(script)
 everywhere = {"": default_dynamic_qconfig}
-by_parts = _convert_jit(_prepare_jit(script, everywhere, False, QuantType.DYNAMIC), quant_type=QuantType.DYNAMIC)
+prepared = _prepare_jit(script, everywhere, False, QuantType.DYNAMIC)
+by_parts = _convert_jit(prepared, quant_type=QuantType.DYNAMIC)
 x = torch.randn(2, 4)
 assert torch.equal(by_parts(x), _quantize_jit(script, everywhere, quant_type=QuantType.DYNAMIC)(x))
 one = _convert_ondevice_dynamic_jit(_prepare_ondevice_dynamic_jit(script, everywhere, "forward"), "forward")
