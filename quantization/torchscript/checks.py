@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -96,14 +96,15 @@ def observers_in(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
-def require_sound_observers(model: ScriptModule, kind: QuantType) -> None:
+def require_sound_observers(model: ScriptModule, kind: QuantType, before: Collection[str] = ()) -> None:
     """Refuse observers that the conversion cannot use, above all those that would end the process.
 
     Converting dynamically with an 8-bit placeholder whose `is_dynamic` is false, or with an embedding-bag
-    placeholder on any other weight, makes torch's pass read an empty list: a segmentation fault.
+    placeholder on any other weight, makes torch's pass read an empty list: a segmentation fault. The paths in
+    `before` were there before and are for a conversion of another kind.
     """
     for path, observer in observers_in(model):
-        if "PlaceholderObserver" not in observer._c.qualified_name:
+        if path in before or "PlaceholderObserver" not in observer._c.qualified_name:
             continue
         if getattr(observer, "custom_op", "") in _EMBEDDING_OPS:
             _require_embedding(model, path, observer)

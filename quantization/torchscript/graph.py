@@ -186,7 +186,8 @@ def prepare(
     scripted = script_qconfig_dict(qconfig_dict)
     checks.warn_of_unknown_names(model, qconfig_dict)
     prepared = passes.insert_observers(passes.fold_conv_bn(model), "forward", scripted, kind)
-    checks.require_sound_observers(prepared, kind)
+    before = {path for path, _ in checks.observers_in(model)}
+    checks.require_sound_observers(prepared, kind, before)
     return settle(model, prepared, inplace)
 
 

@@ -148,6 +148,19 @@ def test_different_qconfigs_side_by_side() -> None:
     assert torch.equal(ours(batches[0]), theirs(batches[0]))
 
 
+def test_a_model_is_prepared_and_converted_in_two_kinds() -> None:
+    ao, _ = oracle()
+    script, batches = _pair("tower", "script")
+
+    def both(library):
+        model = library.prepare_dynamic_jit(script, {"fc1": library.default_dynamic_qconfig})
+        model = library.prepare_jit(model, {"inner": library.default_qconfig})
+        models.calibrate(model, batches)
+        return library.convert_jit(library.convert_dynamic_jit(model, debug=True))
+
+    _require_same(both(quantization), silent(both, ao), batches[0])
+
+
 def test_unknown_name_is_reported() -> None:
     script, _ = _pair("tower", "script")
     with pytest.warns(quantization.QuantizationWarning, match=r"\['inside'\]"):
