@@ -14,6 +14,7 @@ from quantization.engine.observe import is_observed
 from quantization.engine.swap import AS_IS, FLOAT_TYPE, STAYED_FLOAT
 from quantization.engine.tree import Site, is_leaf, walk
 from quantization.markers import FusedModule
+from quantization.workflows.reuse import runs_per_forward
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,11 @@ def summary(model: nn.Module) -> Summary:
     [('0', 'DynamicQuantizedLinear', 'quantized'), ('1', 'ReLU', 'float')]
     """
     rows: list[Row] = []
+    runs = runs_per_forward(model)
     inside: tuple[str, ...] = ()
     for site in walk(model, every_name=True):
         if not (inside and site.path.startswith(inside)) and _has_row(site.module):
-            rows.append(_row(site))
+            rows.append(_row(site, runs.get(site.path, 1)))
             inside += (f"{site.path}." if site.path else "",)
     return Summary(rows)
 
@@ -96,7 +98,7 @@ def _has_row(module: nn.Module) -> bool:
     return known or isinstance(module, FusedModule) or (is_leaf(module) and not empty_container)
 
 
-def _row(site: Site) -> Row:
+def _row(site: Site, runs: int) -> Row:
     module = site.module
     weight = _weight(module)
     return Row(
@@ -106,7 +108,7 @@ def _row(site: Site) -> Row:
         state=_state(module, weight),
         weight=weight,
         activation=_activation(module),
-        note=_note(module),
+        note=_note(module, runs),
     )
 
 
@@ -149,7 +151,9 @@ def _kind(dtype: Any, qscheme: Any) -> str:
     return " ".join(words)
 
 
-def _note(module: nn.Module) -> str:
+def _note(module: nn.Module, runs: int) -> str:
+    if runs > 1:
+        return f"runs {runs} times per forward pass, with one range for all"
     if is_observed(module) and has_seen_data(module.get_submodule("activation_post_process")) is False:
         return "its observer has seen no data"
     return getattr(module, STAYED_FLOAT, "")

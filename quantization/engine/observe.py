@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from observers import FakeQuantizeBase, ObserverBase
+from observers.calls import count_call
 from quantization.engine.propagate import propagate_qconfig_
 from quantization.engine.tree import Site, is_leaf, rewrite, single_device
 from quantization.errors import InvalidRequest, at
@@ -96,11 +97,13 @@ def has_qconfig(module: nn.Module) -> bool:
 
 def observer_forward_hook(module: Any, input: Any, output: Any) -> Any:
     """Pass the output of `module` through its observer."""
+    count_call(module.activation_post_process)
     return module.activation_post_process(output)
 
 
 def observer_forward_pre_hook(module: Any, input: tuple[Any, ...]) -> Any:
     """Pass the first input of `module` through its observer, for dynamic quantization-aware training."""
+    count_call(module.activation_post_process)
     return (module.activation_post_process(input[0]), *input[1:])
 
 
@@ -182,15 +185,22 @@ def _observe_fixed_range(site: Site, plan: Plan, device: torch.device | None) ->
 
 def _make_observed(site: Site, plan: Plan, device: torch.device | None) -> nn.Module:
     """Replace a custom module by its observed class; of a `Composite`, the engine prepares the children."""
-    observed: Any = plan.observed_classes[site.type].from_float(site.module)
+    observed = plan.observed_classes[site.type].from_float(site.module)
     if isinstance(observed, Composite):
-        observed.qconfig = site.module.qconfig
-        propagate_qconfig_(observed)
-        for name, child in Site(observed, site.path).children():
-            observed._modules[name] = attach(child.module, plan)
-    if type(observed) not in plan.unobserved_classes:
+        _prepare_children(observed, site, plan)
+    elif type(observed) not in plan.unobserved_classes:
         _observe(Site(observed, site.path), plan, device)
     return observed
+
+
+def _prepare_children(observed: nn.Module, site: Site, plan: Plan) -> None:
+    """Attach observers below a composite, unless its `from_float` has: called by hand, it has to."""
+    if any(is_observed(module) for module in observed.modules()):
+        return
+    observed.qconfig = site.module.qconfig
+    propagate_qconfig_(observed)
+    for name, child in Site(observed, site.path).children():
+        observed._modules[name] = attach(child.module, plan)
 
 
 RULES: tuple[Rule, ...] = (

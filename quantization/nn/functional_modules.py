@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from observers.calls import count_call
 from quantization.backends import torch_quantized as q
 from quantization.errors import InvalidRequest
 from quantization.markers import ObserverSlot
@@ -72,6 +73,11 @@ class FloatFunctional(nn.Module, ObserverSlot):
         super().__init__()
         self.activation_post_process = nn.Identity()
 
+    def _observed(self, result: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            count_call(self.activation_post_process)
+        return self.activation_post_process(result)
+
     def forward(self, x: Tensor) -> Tensor:
         """Raise a RuntimeError: this module has no single operation."""
         raise RuntimeError(
@@ -81,7 +87,7 @@ class FloatFunctional(nn.Module, ObserverSlot):
 
     def add(self, x: Tensor, y: Tensor) -> Tensor:
         """`x + y`."""
-        return self.activation_post_process(torch.add(x, y))
+        return self._observed(torch.add(x, y))
 
     def add_scalar(self, x: Tensor, y: float) -> Tensor:
         """`x + y` for a number `y`; not observed."""
@@ -89,7 +95,7 @@ class FloatFunctional(nn.Module, ObserverSlot):
 
     def mul(self, x: Tensor, y: Tensor) -> Tensor:
         """`x * y`."""
-        return self.activation_post_process(torch.mul(x, y))
+        return self._observed(torch.mul(x, y))
 
     def mul_scalar(self, x: Tensor, y: float) -> Tensor:
         """`x * y` for a number `y`; not observed."""
@@ -97,15 +103,15 @@ class FloatFunctional(nn.Module, ObserverSlot):
 
     def cat(self, x: list[Tensor], dim: int = 0) -> Tensor:
         """Concatenate along `dim`."""
-        return self.activation_post_process(torch.cat(x, dim=dim))
+        return self._observed(torch.cat(x, dim=dim))
 
     def add_relu(self, x: Tensor, y: Tensor) -> Tensor:
         """`relu(x + y)`."""
-        return self.activation_post_process(torch.relu(torch.add(x, y)))
+        return self._observed(torch.relu(torch.add(x, y)))
 
     def matmul(self, x: Tensor, y: Tensor) -> Tensor:
         """`x @ y`."""
-        return self.activation_post_process(torch.matmul(x, y))
+        return self._observed(torch.matmul(x, y))
 
 
 _SAVED = {"scale": torch.float32, "zero_point": torch.int64}

@@ -28,6 +28,7 @@ from quantization.errors import QuantizationWarning, at, notify
 from quantization.markers import Composite, FusedModule
 from quantization.stubs import QuantWrapper
 from quantization.workflows import findings
+from quantization.workflows.reuse import shared_ranges
 from quantization.workflows.tables import (
     DEFAULT_MODULE_TO_ACT_POST_PROCESS,
     SKIPPED_TYPES,
@@ -158,6 +159,9 @@ def convert(
     check_model(module)
     for message in findings.before_convert(module, mapping is None):
         notify(message, strict)
+    message = shared_ranges(module)
+    if message:
+        notify(message, strict=False)
     if not inplace:
         module = copied(module)
     if mapping is None:
