@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from quantization.backends import torch_quantized
-from quantization.nn import fused, qat
+from quantization.nn import fused, qat, quantizable
 from quantization.nn.activations import (
     ELU as ELU,
     Dropout as Dropout,
@@ -52,7 +53,9 @@ from quantization.nn.norms import (
     InstanceNorm3d as InstanceNorm3d,
     LayerNorm as LayerNorm,
 )
+from quantization.nn.quantizable.converted import Converted, ConvertedAttention
 from quantization.nn.stub_modules import DeQuantize as DeQuantize, Quantize as Quantize
+from quantization.stubs import DeQuantStub, QuantStub
 
 
 class LinearPackedParams(
@@ -282,3 +285,34 @@ class ConvTranspose3d(
     forward=conv_forward,
 ):
     """Quantized `nn.ConvTranspose3d`: input of shape (N, C, D, H, W) or (C, D, H, W), quint8."""
+
+
+_PARTS: Mapping[type[nn.Module], Any] = {
+    nn.Linear: Linear,
+    qat.Linear: Linear,
+    FloatFunctional: QFunctional,
+    QuantStub: Quantize,
+    DeQuantStub: DeQuantize,
+}
+
+
+class LSTM(Converted, quantizable.LSTM):
+    """Quantized `nn.LSTM`: quint8 to quint8, (time, batch, input_size) or as `batch_first` says.
+
+    Made by `from_observed` of a calibrated `quantizable.LSTM`. A state given beside the input is quantized too.
+    """
+
+    _FLOAT_MODULE = quantizable.LSTM
+    _KIND = "LSTM"
+    _PARTS = _PARTS
+
+
+class MultiheadAttention(ConvertedAttention, quantizable.MultiheadAttention):
+    """Quantized `nn.MultiheadAttention`: quint8 query, key and value to quint8 output and weights.
+
+    Made by `from_observed` of a calibrated `quantizable.MultiheadAttention`.
+    """
+
+    _FLOAT_MODULE = quantizable.MultiheadAttention
+    _KIND = "MHA"
+    _PARTS = _PARTS
