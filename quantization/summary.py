@@ -14,6 +14,9 @@ from quantization.engine.observe import is_observed
 from quantization.engine.swap import AS_IS, FLOAT_TYPE, STAYED_FLOAT
 from quantization.engine.tree import Site, is_leaf, walk
 from quantization.markers import FusedModule
+from quantization.nn.modes.dynamic import Dynamic
+from quantization.nn.recurrent.base import RNNBase
+from quantization.nn.recurrent.cell_base import RNNCellBase
 from quantization.workflows.reuse import runs_per_forward
 
 
@@ -107,7 +110,7 @@ def _row(site: Site, runs: int) -> Row:
         now=module._get_name(),
         state=_state(module, weight),
         weight=weight,
-        activation=_activation(module),
+        activation=_activation(module, weight),
         note=_note(module, runs),
     )
 
@@ -128,18 +131,29 @@ def _weight(module: nn.Module) -> str:
     if hasattr(module, "weight_qscheme"):
         return _kind(module.weight_dtype, module.weight_qscheme)
     packed = module._modules.get("_packed_params")
-    weight = getattr(module, "weight", None)
-    weight = weight() if callable(weight) else weight
+    weight = _one_weight(module)
     if isinstance(weight, torch.Tensor) and weight.is_quantized:
         return _kind(weight.dtype, weight.qscheme())
+    if isinstance(module, (RNNBase, RNNCellBase)):
+        return _kind(torch.float16, None)
     return _kind(packed.dtype, None) if packed is not None else ""
 
 
-def _activation(module: nn.Module) -> str:
+def _one_weight(module: Any) -> Any:
+    """The weight, or of a recurrent module, whose weights are all alike, the first."""
+    if isinstance(module, (RNNBase, RNNCellBase)):
+        return next(iter(module.get_weight().values()))
+    weight = getattr(module, "weight", None)
+    return weight() if callable(weight) else weight
+
+
+def _activation(module: nn.Module, weight: str) -> str:
     """dtype and qscheme that the observer is for, or the qparams of a converted module."""
     observer = module._modules.get("activation_post_process")
     if is_observed(module) and observer is not None:
         return _kind(observer.dtype, getattr(observer, "qscheme", None))
+    if isinstance(module, (Dynamic, RNNBase, RNNCellBase)):
+        return "float" if weight == "float16" else "quantized per call"
     scale, zero_point = getattr(module, "scale", None), getattr(module, "zero_point", None)
     if not hasattr(module, FLOAT_TYPE) or scale is None or zero_point is None:
         return ""

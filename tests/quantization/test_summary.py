@@ -92,9 +92,16 @@ def test_a_quantized_root_has_one_row():
     ]
 
 
+def test_dynamic_activations_have_no_fixed_range():
+    m = q.quantize_dynamic(nn.ModuleDict({"fc": nn.Linear(2, 2), "rnn": nn.GRU(2, 2)}))
+    table = rows(m)
+    assert table["fc"].activation == table["rnn"].activation == "quantized per call"
+    assert table["rnn"].weight.startswith("qint8")
+
+
 def test_float16_weights():
     m = q.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear}, dtype=torch.float16)
-    assert rows(m)["0"].weight == "float16"
+    assert (rows(m)["0"].weight, rows(m)["0"].activation) == ("float16", "float")
 
 
 def test_it_prints_as_a_table_and_is_plain_data():
