@@ -17,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from quantization.engine.attributes import carry_attributes
 from quantization.engine.tree import restoring, walk
+from quantization.engine.weight_hooks import require_plain_weight
 from quantization.errors import InvalidRequest
 from quantization.markers import FusedModule
 
@@ -144,6 +145,8 @@ def fuse_run(modules: Sequence[nn.Module], make: Callable[..., nn.Module], is_qa
     each runs once; hooks in between stay on the parts, where the parts live on. Attributes that a user set
     on the first module are set on the fused one too. If `make` raises, all is as before.
     """
+    for module in modules:
+        require_plain_weight(module, "fusing")
     first, last = modules[0], modules[-1]
     with restoring(first), restoring(last):
         # Taken before `make`, which may copy the first module with all its hooks.

@@ -12,13 +12,16 @@ from torch import nn
 
 from quantization.engine.attributes import carry_attributes
 from quantization.engine.observe import OBSERVER_HOOKS, has_qconfig, hooks_of
+from quantization.engine.qconfig_text import qconfig_text
 from quantization.engine.tree import Site, single_device
+from quantization.engine.weight_hooks import computes_weight
 from quantization.qparams import get_qparam_dict
 
-# Where the report keeps what a module was, and why it was not swapped: plain strings on the module itself,
-# so that they survive copies and travel with a submodule.
+# Where the report keeps what a module was, why it was not swapped, and by which qconfig it was: plain strings
+# on the module itself, so that they survive copies and travel with a submodule.
 FLOAT_TYPE = "_float_type"
 STAYED_FLOAT = "_stayed_float"
+QCONFIG = "_qconfig_text"
 AS_IS = "works on quantized tensors as it is"
 
 
@@ -73,7 +76,7 @@ def _carry_over(mod: nn.Module, swapped: nn.Module) -> None:
         return
     pre_hooks, hooks = hooks_of(mod)
     for key, pre_hook in pre_hooks.items():
-        if pre_hook not in OBSERVER_HOOKS:
+        if pre_hook not in OBSERVER_HOOKS and not computes_weight(pre_hook):
             with_kwargs = key in mod._forward_pre_hooks_with_kwargs
             swapped.register_forward_pre_hook(pre_hook, with_kwargs=with_kwargs)
     for key, hook in hooks.items():
@@ -86,3 +89,4 @@ def _carry_over(mod: nn.Module, swapped: nn.Module) -> None:
     if device is not None:
         swapped.to(device)
     setattr(swapped, FLOAT_TYPE, getattr(mod, FLOAT_TYPE, type(mod).__name__))
+    setattr(swapped, QCONFIG, qconfig_text(mod.qconfig))

@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import (
     type_before_parametrizations,
 )
 
+from quantization.engine.weight_hooks import require_plain_weight
 from quantization.errors import InvalidRequest
 from quantization.markers import FusedModule
 from quantization.nn.families.family import Family
@@ -116,6 +117,7 @@ def float_qconfig(cls: type[Any], mod: Any) -> Any:
             f"Input float module must have a valid qconfig, got {mod.qconfig!r}: set module.qconfig before "
             f"{call}, or leave the module float"
         )
+    require_plain_weight(mod[0] if isinstance(mod, FusedModule) else mod, "quantization-aware training of")
     return mod.qconfig
 
 
