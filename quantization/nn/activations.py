@@ -156,8 +156,9 @@ class PReLU(NumberCell):
     """Quantized `nn.PReLU`: one slope, or one per channel of dimension 1.
 
     The slopes are quantized with the observer of `qconfig.weight` where that is a per-tensor quint8 one, as
-    the kernel wants; otherwise by their own range. (torch.ao takes the parameters of any observer for quint8,
-    after a warning; negative slopes then become 0.)
+    the kernel wants; otherwise by their own range. Either is widened to hold 1, because the kernel multiplies
+    positive inputs by 1 in the codes of the slopes. (torch.ao widens nothing, so that positive inputs shrink,
+    and takes the parameters of any observer for quint8, so that negative slopes become 0.)
     """
 
     _QPARAMS = ("output_scale", "output_zero_point")
@@ -238,7 +239,7 @@ class PReLU(NumberCell):
 
 
 def _quantized_slopes(mod: nn.PReLU) -> Tensor:
-    """The slopes of a float PReLU, quint8 per tensor."""
+    """The slopes of a float PReLU, quint8 per tensor, with codes that can express 1 as well."""
     weight = mod.weight.detach().float()
     qconfig = getattr(mod, "qconfig", None)
     observer: Any = None if qconfig is None or qconfig.weight is None else qconfig.weight()
@@ -246,5 +247,5 @@ def _quantized_slopes(mod: nn.PReLU) -> Tensor:
     if kind not in ((torch.quint8, torch.per_tensor_affine), (torch.quint8, torch.per_tensor_symmetric)):
         observer = MinMaxObserver(dtype=torch.quint8)
     observer = observer.to(weight.device)
-    observer(weight)
+    observer(torch.cat([weight, weight.new_ones(1)]))
     return quantize_weight(weight, observer)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from observers import default_weight_observer
+from observers import default_weight_observer, enable_observer
+from observers.state import has_seen_data
 from quantization.errors import InvalidRequest
 from quantization.qparams import output_qparams
 
@@ -39,7 +40,7 @@ def calibrated(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Cali
 
     The weight observer is the module's `weight_fake_quant` or a new `qconfig.weight()`. It sees the weight
     once more here, which moves a moving average; with `use_precomputed_fake_quant` a `weight_fake_quant` does
-    not. Raises `InvalidRequest` when there is neither.
+    not, unless it has seen nothing. Raises `InvalidRequest` when there is neither.
 
     >>> linear = nn.Linear(2, 2)
     >>> linear.weight_fake_quant = default_weight_observer()
@@ -51,8 +52,8 @@ def calibrated(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Cali
     observer = getattr(mod, "weight_fake_quant", None)
     if observer is None:
         observer = seen(weight, new_weight_observer(mod, inner))
-    elif not use_precomputed_fake_quant:
-        observer = seen(weight, copy.deepcopy(observer))
+    elif not use_precomputed_fake_quant or has_seen_data(observer) is False:
+        observer = _seen_by_copy(weight, observer)
     scale, zero_point = output_qparams(mod)
     return Calibrated(weight, bias, observer, scale, zero_point, inner)
 
@@ -95,6 +96,18 @@ def seen(weight: Tensor, observer: nn.Module) -> nn.Module:
     with torch.no_grad():
         observer(weight)
     return observer
+
+
+def _seen_by_copy(weight: Tensor, fake_quantizer: Any) -> nn.Module:
+    """Run a copy of a fake quantizer on the weight.
+
+    In a layer that training never called it has no range yet, and perhaps was switched off since. The weight
+    is all it needs, so it observes now.
+    """
+    fake_quantizer = copy.deepcopy(fake_quantizer)
+    if has_seen_data(fake_quantizer) is False:
+        enable_observer(fake_quantizer)
+    return seen(weight, fake_quantizer)
 
 
 def new_weight_observer(mod: nn.Module, inner: nn.Module) -> nn.Module:

@@ -15,12 +15,18 @@ from quantization.nn.static_cell import BufferCell, calibrated_output, expect_qu
 
 torch.fx.wrap("expect_quantized")
 torch.fx.wrap("expect_rank")
+torch.fx.wrap("in_float32")
 
 
 def expect_rank(x: Tensor, rank: int, shape: str) -> None:
     """Refuse an input of the wrong number of dimensions."""
     if x.dim() != rank:
         raise QuantizationError(f"Input shape must be `{shape}`! It has {x.dim()} dimensions")
+
+
+def in_float32(value: Tensor | None) -> Tensor | None:
+    """The only type the kernels read; a model in another, or cast to one after conversion, has others."""
+    return None if value is None else value.float()
 
 
 def _parameter(value: Tensor | None) -> nn.Parameter | None:
@@ -45,8 +51,9 @@ class LayerNorm(BufferCell, nn.LayerNorm):
         """Normalise the last dimensions, those of `normalized_shape`."""
         expect_quantized(input, "quantized.LayerNorm")
         return q.layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps, self.scale, self.zero_point
-        )
+            input, self.normalized_shape, in_float32(self.weight), in_float32(self.bias), self.eps,
+            self.scale, self.zero_point,
+        )  # fmt: skip
 
 
 class GroupNorm(BufferCell, nn.GroupNorm):
@@ -66,8 +73,9 @@ class GroupNorm(BufferCell, nn.GroupNorm):
         """Normalise each group of channels of `(N, C, *)`."""
         expect_quantized(input, "quantized.GroupNorm")
         return q.group_norm(
-            input, self.num_groups, self.weight, self.bias, self.eps, self.scale, self.zero_point
-        )
+            input, self.num_groups, in_float32(self.weight), in_float32(self.bias), self.eps, self.scale,
+            self.zero_point,
+        )  # fmt: skip
 
 
 class _InstanceNorm(BufferCell):
@@ -97,7 +105,9 @@ class _InstanceNorm(BufferCell):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise each channel of each sample of `(N, C, *)`."""
         expect_quantized(input, "quantized.InstanceNorm")
-        return q.instance_norm(input, self.weight, self.bias, self.eps, self.scale, self.zero_point)
+        return q.instance_norm(
+            input, in_float32(self.weight), in_float32(self.bias), self.eps, self.scale, self.zero_point
+        )
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
@@ -121,8 +131,8 @@ def _batch_norm_forward(op: Any) -> Any:
         expect_quantized(input, "quantized.BatchNorm")
         # float() and int(), because TorchScript takes no tensor of shape [1] for a number.
         return op(
-            input, self.weight, self.bias, self.running_mean, self.running_var, self.eps, float(self.scale),
-            int(self.zero_point),
+            input, in_float32(self.weight), in_float32(self.bias), self.running_mean.float(),
+            self.running_var.float(), self.eps, float(self.scale), int(self.zero_point),
         )  # fmt: skip
 
     return forward
@@ -176,9 +186,8 @@ class _BatchNorm(BufferCell, batchnorm._BatchNorm):
         mean = arguments["running_mean"]
         new = cls(**{name: arguments.pop(name) for name in cls._FIELDS}, device=mean.device, dtype=mean.dtype)
         for name, value in arguments.items():
-            if (
-                value is not None
-            ):  # the kernel insists on weight and bias; without them they are ones and zeros
+            # The kernel insists on weight and bias; without them they are ones and zeros.
+            if value is not None:
                 setattr(new, name, value)
         new.scale, new.zero_point = scale, zero_point
         return new

@@ -27,6 +27,30 @@ def expect_quantized(x: Tensor, who: str) -> None:
         )
 
 
+def expect_size(x: Tensor, dim: int, size: int, who: str) -> None:
+    """Refuse an input that is not `size` long in dimension `dim`, before a kernel does in its own words."""
+    if x.dim() == 0 or x.size(dim) != size:
+        raise QuantizationError(
+            f"Input to '{who}' must have size {size} in dimension {dim}, but its shape is {x.shape}: reshape "
+            "it, or check that the layer before this one fits"
+        )
+
+
+def expect_kernel_dtype(x: Tensor, who: str) -> None:
+    """Refuse codes that the kernels of the selected engine cannot read; not for TorchScript."""
+    engine = torch.backends.quantized.engine
+    if x.dtype == torch.quint8 or (x.dtype == torch.qint8 and engine in _SIGNED_INPUT):
+        return
+    raise QuantizationError(
+        f"Input to '{who}' must be torch.quint8 on engine '{engine}', but it is {x.dtype}: use an activation "
+        "observer of dtype torch.quint8 in the qconfig of the modules before this one"
+    )
+
+
+# Engines with some kernels for qint8 activations: oneDNN's linear, and QNNPACK's where torch has XNNPACK.
+_SIGNED_INPUT = ("onednn", "qnnpack")
+
+
 def calibrated_output(mod: nn.Module, target: str) -> QParams:
     """The output parameters of a prepared float module that becomes `target`, whose output is quantized."""
     observer = _observer_of(mod)

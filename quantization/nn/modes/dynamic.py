@@ -12,6 +12,7 @@ from quantization.backends.ops import PackedOps
 from quantization.errors import QuantizationError
 from quantization.nn.calibrated import calibrated_weight
 from quantization.nn.modes.weighted import WeightedQuantizedModule
+from quantization.nn.static_cell import expect_size
 
 
 class Dynamic(WeightedQuantizedModule):
@@ -53,6 +54,7 @@ def dynamic_linear_forward(fp16: PackedOps) -> Any:
 
         def forward(self: Any, x: Tensor) -> Tensor:
             expect_float(x, self._kind)
+            expect_size(x, -1, self.in_features, self._kind)
             rows = (x.unsqueeze(0) if x.dim() == 1 else x).to(torch.float32)
             packed = self._packed_params._packed_params
             if self._packed_params.dtype == torch.qint8:
@@ -77,6 +79,7 @@ def dynamic_conv_forward(ops: PackedOps) -> Any:
     def forward(self: Any, input: Tensor, reduce_range: bool = True) -> Tensor:
         expect_float(input, self._kind)
         x = self._batched(input).to(torch.float32)
+        expect_size(x, 1, self.in_channels, self._kind)
         y = run(x, self._packed_params, reduce_range).to(input.dtype)
         return y if x.dim() == input.dim() else y.squeeze(0)
 

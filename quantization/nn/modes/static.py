@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from quantization.backends.ops import PackedOps
 from quantization.nn.calibrated import calibrated, folded, new_weight_observer, seen
 from quantization.nn.modes.weighted import WeightedQuantizedModule
-from quantization.nn.static_cell import expect_quantized
+from quantization.nn.static_cell import expect_kernel_dtype, expect_quantized, expect_size
 from quantization.qparams import output_qparams
 
 
@@ -78,6 +79,9 @@ def linear_forward(ops: PackedOps) -> Any:
 
     def forward(self: Any, x: Tensor) -> Tensor:
         expect_quantized(x, self._kind)
+        expect_size(x, -1, self.in_features, self._kind)
+        if not torch.jit.is_scripting():
+            expect_kernel_dtype(x, self._kind)
         rows = x.unsqueeze(0) if x.dim() == 1 else x
         y = run(rows, self._packed_params._packed_params, self.scale, self.zero_point)
         return y.squeeze(0) if x.dim() == 1 else y
@@ -91,6 +95,9 @@ def linear_leaky_relu_forward(ops: PackedOps) -> Any:
 
     def forward(self: Any, x: Tensor) -> Tensor:
         expect_quantized(x, self._kind)
+        expect_size(x, -1, self.in_features, self._kind)
+        if not torch.jit.is_scripting():
+            expect_kernel_dtype(x, self._kind)
         rows = x.unsqueeze(0) if x.dim() == 1 else x
         packed = self._packed_params._packed_params
         y = run(rows, packed, self.scale, self.zero_point, self.negative_slope)
@@ -106,6 +113,9 @@ def conv_forward(ops: PackedOps) -> Any:
     def forward(self: Any, input: Tensor) -> Tensor:
         expect_quantized(input, self._kind)
         x = self._batched(input)
+        expect_size(x, 1, self.in_channels, self._kind)
+        if not torch.jit.is_scripting():
+            expect_kernel_dtype(x, self._kind)
         y = run(x, self._packed_params, self.scale, self.zero_point)
         return y if x.dim() == input.dim() else y.squeeze(0)
 
@@ -119,6 +129,9 @@ def conv_add_forward(ops: PackedOps) -> Any:
     def forward(self: Any, input: Tensor, extra_input: Tensor) -> Tensor:
         expect_quantized(input, self._kind)
         x = self._batched(input)
+        expect_size(x, 1, self.in_channels, self._kind)
+        if not torch.jit.is_scripting():
+            expect_kernel_dtype(x, self._kind)
         extra = extra_input if x.dim() == input.dim() else extra_input.unsqueeze(0)
         y = run(x, extra, self._packed_params, self.scale, self.zero_point)
         return y if x.dim() == input.dim() else y.squeeze(0)

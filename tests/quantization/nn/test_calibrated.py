@@ -91,6 +91,22 @@ def test_weight_is_observed_once_more_on_a_copy() -> None:
     assert trusted.weight_observer is linear.weight_fake_quant
 
 
+@pytest.mark.parametrize("version", [0, 1], ids=["plain", "fused"])
+@pytest.mark.parametrize("engine_name", ["x86", "qnnpack"], ids=["per_channel", "per_tensor"])
+@pytest.mark.parametrize("precomputed", [True, False])
+def test_a_weight_that_training_never_saw_is_observed_now(
+    version: int, engine_name: str, precomputed: bool
+) -> None:
+    linear = nn.Linear(3, 3)
+    linear.weight_fake_quant = get_default_qat_qconfig(engine_name, version).weight()
+    linear.weight_fake_quant.disable_observer()
+    before = copy.deepcopy(linear.weight_fake_quant.state_dict())
+    found = calibrated(linear, precomputed)
+    assert float(found.weight_observer.activation_post_process.max_val.max()) == linear.weight.max()
+    for name, value in linear.weight_fake_quant.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
 def test_dynamic_reading_makes_a_new_observer_even_for_qat() -> None:
     linear = nn.Linear(3, 3)
     linear.qconfig = default_dynamic_qconfig

@@ -193,3 +193,18 @@ def test_a_float_observer_is_refused() -> None:
     mod.activation_post_process = FloatObserver()
     with pytest.raises(InvalidRequest, match=r"FloatObserver of dtype torch\.float32"):
         norms.LayerNorm.from_float(mod)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.id or c.name)
+def test_weights_of_another_type_are_read_as_float32(case: Case, dtype: torch.dtype) -> None:
+    calibrated = case.calibrated()
+    cell = getattr(norms, case.name)
+    x = quantized(*case.shape)
+    expected = cell.from_float(calibrated)(x)
+    for tensor in (*calibrated.parameters(), *calibrated.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    new = cell.from_float(calibrated)(x)
+    steps = (new.int_repr().int() - expected.int_repr().int()).abs().max()
+    assert steps <= (0 if dtype is torch.float64 else 3)
