@@ -1,4 +1,4 @@
-"""How often an observer was called, to tell a module that runs twice in one forward pass from one that does not.
+"""How often an observer was called, to tell a module that runs twice in one forward pass from others.
 
 The count is a plain attribute of the instance: no buffer, so checkpoints do not know it, and no hook.
 """

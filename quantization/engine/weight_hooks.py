@@ -29,6 +29,6 @@ def require_plain_weight(module: nn.Module, doing: str) -> None:
     norm = "weight_norm" if isinstance(found, WeightNorm) else "spectral_norm"
     raise InvalidRequest(
         f"{doing} {type(module).__name__} needs a weight that is a parameter, but a hook of "
-        f"torch.nn.utils.{norm} computes it before each call: call torch.nn.utils.remove_{norm} first, or use "
-        f"torch.nn.utils.parametrizations.{norm} instead"
+        f"torch.nn.utils.{norm} computes it before each call: call torch.nn.utils.remove_{norm} first, or "
+        f"use torch.nn.utils.parametrizations.{norm} instead"
     )

@@ -41,8 +41,8 @@ def shared_ranges(model: nn.Module) -> str | None:
     named = ", ".join(f"{path!r} ({times[path]} times)" for path in found[:10])
     more = f" and {len(found) - 10} more" if len(found) > 10 else ""
     return (
-        f"these modules run more than once per forward pass: {named}{more}. All their results share one scale "
-        "and zero point, which costs accuracy where ranges differ: use an instance of its own in each place"
+        f"these modules run more than once per forward pass: {named}{more}. All their results share one "
+        "scale and zero point, which costs accuracy where ranges differ: use an instance of its own in each place"
     )
 
 
