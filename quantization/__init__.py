@@ -69,6 +69,7 @@ from observers import (
     weight_observer_range_neg_127_to_127 as weight_observer_range_neg_127_to_127,
 )
 from quantization import nn as nn
+from quantization.checkpoint import load as load, save as save
 from quantization.engine.propagate import propagate_qconfig_ as propagate_qconfig_
 from quantization.engine.swap import swap_module as swap_module
 from quantization.errors import (

@@ -1,4 +1,4 @@
-"""Run an unmodified program on this library: `python -m quantization.compat script.py ...` or `-m module ...`."""
+"""Run a program as it is on this library: `python -m quantization.compat script.py ...`, or `-m module`."""
 
 from __future__ import annotations
 

@@ -138,7 +138,8 @@ RENAMED: dict[str, str] = {
     "torch.ao.nn.qat.modules.conv:type": _NN + "modes.qat:type_before_parametrizations",
     "torch.ao.nn.qat.modules.conv:_ConvNd": _NN + "modes.qat:QatConv",
     "torch.ao.nn.quantized.reference.modules.rnn:RNNBase": _NN + "modes.reference_recurrent:LayerReference",
-    "torch.ao.nn.quantized.reference.modules.rnn:RNNCellBase": _NN + "modes.reference_recurrent:CellReference",
+    "torch.ao.nn.quantized.reference.modules.rnn:RNNCellBase": _NN
+    + "modes.reference_recurrent:CellReference",
     "MatchAllNode": "quantization.workflows.fuser_methods:MatchAllNode",
     "_ConvBnNd": _NN + "modes.qat_batchnorm:QatConvBn",
     "_FusedModule": "quantization.markers:FusedModule",

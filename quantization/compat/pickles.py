@@ -15,7 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import _utils, nn
 
 from mappings.resolve import load as import_module_by_name
 from quantization.compat.alias import owner_of
@@ -29,9 +29,9 @@ _HOOKS = (observer_forward_hook, observer_forward_pre_hook)
 _PLAIN: dict[str, Any] = {
     "collections OrderedDict": OrderedDict,
     "functools partial": partial,
-    "torch._utils _rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-    "torch._utils _rebuild_qtensor": torch._utils._rebuild_qtensor,
-    "torch._utils _rebuild_parameter": torch._utils._rebuild_parameter,
+    "torch._utils _rebuild_tensor_v2": _utils._rebuild_tensor_v2,
+    "torch._utils _rebuild_qtensor": _utils._rebuild_qtensor,
+    "torch._utils _rebuild_parameter": _utils._rebuild_parameter,
     **{f"builtins {kind.__name__}": kind for kind in (set, frozenset, slice, complex, bytearray, range)},
     **{f"torch {name}": getattr(torch, name) for name in ("Size", "device", "ScriptObject", "Tensor")},
 }
@@ -105,8 +105,8 @@ class Names:
             found = _of_torch(module, name)
         if found is None:
             raise _Refused(
-                f"the file names {module}.{name}, which is neither a layer of torch nor one of torch.ao's. If it "
-                "is a class of your own program, pass it: quantization.compat.load(path, classes=[YourModel]), "
+                f"the file names {module}.{name}, which is neither a layer of torch nor one of torch.ao's. "
+                "If it is a class of your own program, pass it: quantization.compat.load(path, classes=[Model]), "
                 "or the module that defines it. If you do not know it, do not load this file"
             )
         return found
