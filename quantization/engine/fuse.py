@@ -16,7 +16,8 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from quantization.engine.attributes import carry_attributes
-from quantization.engine.tree import restoring, walk
+from quantization.engine.observe import is_observed
+from quantization.engine.tree import devices_of, restoring, walk
 from quantization.engine.weight_hooks import require_plain_weight
 from quantization.errors import InvalidRequest
 from quantization.markers import FusedModule
@@ -94,6 +95,11 @@ def check_runs(model: nn.Module, runs: Sequence[Sequence[str]]) -> None:
                     "places, such as a shared nn.ReLU, needs a second instance"
                 )
             first_seen[id(module)] = name
+            if is_observed(module):
+                raise InvalidRequest(
+                    f"cannot fuse {name!r}: it has an observer, which would watch a value that fusing "
+                    "removes; fuse first, then prepare"
+                )
         _check_order(model, run)
 
 
@@ -147,6 +153,7 @@ def fuse_run(modules: Sequence[nn.Module], make: Callable[..., nn.Module], is_qa
     """
     for module in modules:
         require_plain_weight(module, "fusing")
+    _check_device(modules)
     first, last = modules[0], modules[-1]
     with restoring(first), restoring(last):
         # Taken before `make`, which may copy the first module with all its hooks.
@@ -158,6 +165,16 @@ def fuse_run(modules: Sequence[nn.Module], make: Callable[..., nn.Module], is_qa
     for hook, with_kwargs, always_call in hooks:
         fused.register_forward_hook(hook, with_kwargs=with_kwargs, always_call=always_call)
     return [fused, *(nn.Identity().train(first.training) for _ in modules[1:])]
+
+
+def _check_device(modules: Sequence[nn.Module]) -> None:
+    """One device for all, and `meta` is a device like any other: folding mixes their values."""
+    places = {str(device): type(module).__name__ for module in modules for device in devices_of(module)}
+    if len(places) > 1:
+        found = ", ".join(f"{name} on {device}" for device, name in sorted(places.items()))
+        raise InvalidRequest(
+            f"modules to fuse must be on one device, got {found}; move them with .to(device)"
+        )
 
 
 def _take_pre_hooks(module: Any) -> list[tuple[Any, bool]]:

@@ -150,8 +150,18 @@ def _new_observer(site: Site, factory: Any, device: torch.device | None) -> nn.M
             f"qconfig.activation must make an observer when called, got {factory!r}; "
             "use a class or Observer.with_args(...), or torch.nn.Identity for no observer"
         )
-    observer: Any = factory()
-    return observer if device is None else observer.to(device)
+    observer = factory()
+    if not isinstance(observer, nn.Module):
+        raise InvalidRequest(
+            f"qconfig.activation must make an observer, a module, when called; {factory!r} made {observer!r}"
+        )
+    try:
+        return observer if device is None else observer.to(device)
+    except NotImplementedError as error:  # what torch says of tensors on meta
+        raise InvalidRequest(
+            f"{type(site.module).__name__} is on the meta device, without values, and the rest of the model "
+            f"is on {device}: give it memory with .to_empty(device=...) and load its weights first"
+        ) from error
 
 
 def _observe(site: Site, plan: Plan, device: torch.device | None) -> nn.Module:

@@ -4,17 +4,20 @@
 # nn.Module has no public access to its own children by name and to its hooks.
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from quantization.engine.attributes import carry_attributes
 from quantization.engine.observe import OBSERVER_HOOKS, has_qconfig, hooks_of
 from quantization.engine.qconfig_text import qconfig_text
-from quantization.engine.tree import Site, single_device
+from quantization.engine.tree import Site, devices_of, single_device
 from quantization.engine.weight_hooks import computes_weight
+from quantization.errors import InvalidRequest, QuantizationError
 from quantization.qparams import get_qparam_dict
 
 # Where the report keeps what a module was, why it was not swapped, and by which qconfig it was: plain strings
@@ -23,6 +26,10 @@ FLOAT_TYPE = "_float_type"
 STAYED_FLOAT = "_stayed_float"
 QCONFIG = "_qconfig_text"
 AS_IS = "works on quantized tensors as it is"
+
+
+class _NoConstructor(InvalidRequest, AttributeError):
+    """A mapping leads to something that cannot make a module from another."""
 
 
 def swap_module(
@@ -39,26 +46,46 @@ def swap_module(
         use_precomputed_fake_quant: let a QAT weight keep the ranges its fake quantizer already has.
 
     Raises:
-        InvalidRequest: the module's tensors are on several devices.
+        InvalidRequest: the module's tensors are on several devices, or on meta where values are needed.
     """
     if not has_qconfig(mod):
         return mod
     site = Site(mod, "")
     custom = custom_module_class_mapping or {}
-    if site.type in custom:
-        swapped = custom[site.type].from_observed(mod)
-    elif site.type not in mapping:
-        return mod
-    elif getattr(mapping[site.type], "_IS_REFERENCE", False):
-        swapped = _from_float_reference(mod, mapping[site.type])
-    else:
-        swapped = _from_float(mod, mapping[site.type], use_precomputed_fake_quant)
+    with _values_needed(mod):
+        if site.type in custom:
+            swapped = custom[site.type].from_observed(mod)
+        elif site.type not in mapping:
+            return mod
+        elif getattr(mapping[site.type], "_IS_REFERENCE", False):
+            swapped = _from_float_reference(mod, mapping[site.type])
+        else:
+            swapped = _from_float(mod, mapping[site.type], use_precomputed_fake_quant)
     _carry_over(mod, swapped)
     return swapped
 
 
+@contextlib.contextmanager
+def _values_needed(mod: nn.Module) -> Generator[None]:
+    """Say what is wrong where torch says that a tensor on meta cannot be read."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, QuantizationError) or torch.device("meta") not in devices_of(mod):
+            raise
+        raise InvalidRequest(
+            f"{type(mod).__name__} is on the meta device, without values to quantize: give it memory with "
+            ".to_empty(device=...) and load its weights first"
+        ) from error
+
+
 def _from_float(mod: nn.Module, target: Any, use_precomputed_fake_quant: bool) -> nn.Module:
     """Custom classes need not know the second argument."""
+    if not hasattr(target, "from_float"):
+        raise _NoConstructor(
+            f"the mapping gives {type(mod).__name__} the counterpart {target!r}, which has no "
+            "from_float(mod): map to a class with that method"
+        )
     if "use_precomputed_fake_quant" in inspect.signature(target.from_float).parameters:
         return target.from_float(mod, use_precomputed_fake_quant=use_precomputed_fake_quant)
     return target.from_float(mod)

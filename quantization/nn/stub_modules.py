@@ -12,6 +12,8 @@ from quantization.nn.static_cell import calibrated_output
 
 
 def _expect_plain(x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise QuantizationError(f"Quantize takes a float tensor, got {type(x).__name__}")
     if x.is_quantized:
         raise QuantizationError(
             "Quantize takes a float tensor, but its input is quantized already: remove this QuantStub, or "

@@ -24,6 +24,10 @@ class _UnknownDtype(QuantizationError, RuntimeError):
     """A dtype that has no default dynamic recipe."""
 
 
+class _NotASpec(QuantizationError, TypeError):
+    """One key where a collection of keys is due; iterating over a name would give its letters."""
+
+
 def quantize_dynamic(
     model: nn.Module,
     qconfig_spec: Mapping[Any, Any] | Collection[Any] | None = None,
@@ -78,6 +82,12 @@ def quantize_dynamic(
 
 def _spec(qconfig_spec: Mapping[Any, Any] | Collection[Any] | None, dtype: torch.dtype) -> dict[Any, Any]:
     """Every key with its qconfig."""
+    if isinstance(qconfig_spec, (type, str)):
+        key = qconfig_spec.__name__ if isinstance(qconfig_spec, type) else repr(qconfig_spec)
+        raise _NotASpec(
+            "qconfig_spec must be a set of types and dotted names, or a dict from these to qconfigs, got "
+            f"{key}: write {{{key}}}"
+        )
     if isinstance(qconfig_spec, Mapping):
         return {key: qconfig_spec[key] for key in qconfig_spec}
     recipe = default_dynamic_spec(dtype)
