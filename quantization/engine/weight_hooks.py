@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from quantization.engine.observe import hooks_of
 from quantization.errors import InvalidRequest
 
 
@@ -22,8 +23,8 @@ def computes_weight(hook: Any) -> bool:
 
 def require_plain_weight(module: nn.Module, doing: str) -> None:
     """Raise an `InvalidRequest` that names the cure if a hook computes the module's weight."""
-    hooks: list[Any] = list(module._forward_pre_hooks.values())  # pyright: ignore[reportPrivateUsage]
-    found = next((hook for hook in hooks if computes_weight(hook)), None)
+    hooks, _ = hooks_of(module)
+    found = next((hook for hook in hooks.values() if computes_weight(hook)), None)
     if found is None:
         return
     norm = "weight_norm" if isinstance(found, WeightNorm) else "spectral_norm"
