@@ -6,6 +6,8 @@ plain operator; layers may capture either in closures that TorchScript compiles.
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
 from typing import TYPE_CHECKING
 
@@ -163,6 +165,38 @@ conv3d_prepack = _q.conv3d_prepack
 conv1d = _q.conv1d
 conv2d = _q.conv2d
 conv3d = _q.conv3d
+
+
+def transposed_kernel_is_right(in_channels: int, out_channels: int, groups: int, rank: int) -> bool:
+    """Whether the selected engine's transposed convolution gives the float one's values, found by trying.
+
+    In torch 2.13 oneDNN's, which x86 uses too, does not where a group's input and output channels differ in
+    number and neither is one; nor does QNNPACK's of rank 3. Nothing is raised, the values are other ones.
+    """
+    return _tried_transposed(torch.backends.quantized.engine, in_channels, out_channels, groups, rank)
+
+
+@functools.cache
+def _tried_transposed(_engine: str, in_channels: int, out_channels: int, groups: int, rank: int) -> bool:
+    """Compare one output: small whole numbers, so that rounding the output is the only error there can be."""
+    ops = {1: CONV_TRANSPOSE1D, 2: CONV_TRANSPOSE2D, 3: CONV_TRANSPOSE3D}[rank]
+    run_float = getattr(torch.nn.functional, f"conv_transpose{rank}d")
+    x = _small_numbers((1, in_channels, *[2] * rank), 4)
+    weight = _small_numbers((in_channels, out_channels // groups, *[1] * rank), 5) - 2
+    expected = run_float(x, weight, groups=groups)
+    scale = max(float(expected.abs().max()) / 120, 1e-3)
+    ones, zeros = [1] * rank, [0] * rank
+    packed = ops.prepack(
+        torch.quantize_per_tensor(weight, 1.0, 0, torch.qint8), None, ones, zeros, zeros, ones, groups
+    )
+    y = ops.run(torch.quantize_per_tensor(x, 1.0, 0, torch.quint8), packed, scale, 128)
+    return bool((y.dequantize() - expected).abs().max() <= scale)
+
+
+def _small_numbers(shape: tuple[int, ...], count: int) -> Tensor:
+    """Whole numbers from 0 to count - 1 without a pattern that a permutation would keep."""
+    n = torch.arange(math.prod(shape))
+    return ((n * n + n // 3) % 7 % count).reshape(shape).float()
 
 
 def pad(x: Tensor, amounts: list[int], mode: str) -> Tensor:

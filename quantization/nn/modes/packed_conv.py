@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _ntuple
+from typing_extensions import Self
 
 from quantization.backends.ops import PackedOps
-from quantization.backends.torch_quantized import pad
-from quantization.errors import QuantizationError
+from quantization.backends.torch_quantized import pad, transposed_kernel_is_right
+from quantization.errors import QuantizationError, notify
 from quantization.nn.families.conv import check_conv, lower_padding
+from quantization.nn.families.family import Geometry
 from quantization.nn.modes.state import (
+    explain_other_stage,
     load_output_qparams,
     packing,
     plain_weight,
@@ -48,7 +51,10 @@ class PackedConv(WeightedQuantizedModule):
     """
 
     if TYPE_CHECKING:  # TorchScript would try to resolve annotations of instance attributes
+        in_channels: int
         out_channels: int
+        groups: int
+        transposed: bool
         kernel_size: tuple[int, ...]
 
     @classmethod
@@ -87,6 +93,24 @@ class PackedConv(WeightedQuantizedModule):
             weight = plain_weight(family.weight_shape(geometry), torch.qint8)
         with packing(self._get_name()):
             self.set_weight_bias(weight, bias)
+
+    @classmethod
+    def _quantized(cls, weight: Tensor, bias: Tensor | None, observer: nn.Module, geometry: Geometry) -> Self:
+        module = super()._quantized(weight, bias, observer, geometry)
+        if module.transposed:
+            module._warn_of_wrong_kernel()
+        return module
+
+    def _warn_of_wrong_kernel(self) -> None:
+        channels = self.in_channels, self.out_channels
+        if not transposed_kernel_is_right(*channels, self.groups, type(self).family.rank):
+            engine = torch.backends.quantized.engine
+            notify(
+                f"torch's kernel of engine '{engine}' computes {self._get_name()} from {channels[0]} to "
+                f"{channels[1]} channels wrong: set torch.backends.quantized.engine = 'fbgemm' before "
+                "convert, or keep the layer float by setting its qconfig to None",
+                strict=False,
+            )
 
     def _batched(self, input: Tensor) -> Tensor:
         """Add the batch dimension an unbatched input lacks, and pad what the kernel does not pad itself."""
@@ -136,6 +160,7 @@ class PackedConv(WeightedQuantizedModule):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        explain_other_stage(self, ("scale",), state_dict, prefix, error_msgs)
         absent = len(missing_keys)
         weight = take(state_dict, prefix + "weight", missing_keys)
         bias = take(state_dict, prefix + "bias", missing_keys)

@@ -89,7 +89,7 @@ def test_outputs_equal_torch_ao(engine: str, case: Case) -> None:
 @pytest.mark.parametrize("slope", [-0.5, 0.1, 0.25, 2.0])
 @pytest.mark.parametrize("weight", [MinMaxObserver, SYMMETRIC.weight], ids=["quint8", "qint8"])
 def test_prelu_passes_positive_values(engine: str, slope: float, weight: Any) -> None:
-    # torch.ao's does not: the kernel multiplies them by 1 in the codes of the slopes, which end below 1 there.
+    # torch.ao's does not: the kernel multiplies them by 1 in the codes of the slopes, which end below 1.
     x = torch.randn(8, 4)
     new = activations.PReLU.from_float(observed(nn.PReLU(4, init=slope), QConfig(MinMaxObserver, weight), x))
     y = new(torch.quantize_per_tensor(x, 0.02, 128, torch.quint8)).dequantize()

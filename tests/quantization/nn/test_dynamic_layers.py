@@ -58,6 +58,7 @@ def test_fused_linear_relu_equals_linear_then_relu(qconfig: Any, engine: str) ->
     assert torch.equal(dynamic.LinearReLU.from_float(module)(x), expected)
 
 
+@pytest.mark.filterwarnings("ignore:torch's kernel of engine")
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("kind", ["Conv", "ConvTranspose"])
 def test_convolutions_come_out_of_float_ones(kind: str, rank: int) -> None:

@@ -71,6 +71,7 @@ def test_linear_equals_torch_ao(kind: type[nn.Module], bias: bool, qconfig: QCon
     same_state(quantized.Linear.from_float(linear), nnq.Linear.from_float(linear))
 
 
+@pytest.mark.filterwarnings("ignore:torch's kernel of engine")
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_conv_transpose_equals_torch_ao(rank: int, engine: str) -> None:
     nnq = pytest.importorskip("torch.ao.nn.quantized")

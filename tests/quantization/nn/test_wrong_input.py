@@ -29,6 +29,7 @@ def converted(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> nn.Modul
     return convert(prepared).module
 
 
+@pytest.mark.filterwarnings("ignore:torch's kernel of engine")
 @each_layer
 def test_another_width_is_refused(engine: str, make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     layer = converted(make, shape)
@@ -37,6 +38,7 @@ def test_another_width_is_refused(engine: str, make: Callable[[], nn.Module], sh
         layer(wrong)
 
 
+@pytest.mark.filterwarnings("ignore:torch's kernel of engine")
 @each_layer
 def test_codes_that_no_kernel_reads_are_refused(
     engine: str, make: Callable[[], nn.Module], shape: tuple[int, ...]
