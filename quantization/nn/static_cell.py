@@ -29,6 +29,9 @@ def expect_quantized(x: Tensor, who: str) -> None:
 
 def expect_size(x: Tensor, dim: int, size: int, who: str) -> None:
     """Refuse an input that is not `size` long in dimension `dim`, before a kernel does in its own words."""
+    # Not while tracing, where sizes are tensors and a condition on them draws a warning.
+    if torch.jit.is_tracing():
+        return
     if x.dim() == 0 or x.size(dim) != size:
         raise QuantizationError(
             f"Input to '{who}' must have size {size} in dimension {dim}, but its shape is {x.shape}: reshape "

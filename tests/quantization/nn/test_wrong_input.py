@@ -64,3 +64,10 @@ def test_a_dynamic_layer_refuses_another_width(wrong: Tensor) -> None:
     model = quantize_dynamic(nn.Sequential(nn.Linear(4, 3)))
     with pytest.raises(QuantizationError, match="'Linear' must have size 4 in dimension -1"):
         model(wrong)
+
+
+def test_the_checks_are_silent_while_tracing() -> None:
+    layer, x = converted(*LAYERS["Conv2d"]), quantized(2, 4, 5, 5)
+    with quiet_jit():
+        traced = torch.jit.trace(layer, x)
+    assert torch.equal(traced(x).int_repr(), layer(x).int_repr())
