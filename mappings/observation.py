@@ -40,6 +40,9 @@ CUSTOM: tuple[Custom, ...] = (
 # Observed classes whose children are observed, never their own output.
 NO_OBSERVER: Final = tuple(custom.observed for custom in CUSTOM)
 
+# Their own forward adds with `+`, which torch has no quantized kernel for.
+SUMS_IN_FLOAT: Final = ("nn:TransformerEncoderLayer", "nn:TransformerDecoderLayer")
+
 # The output range is known beforehand and must not be learned. Names without a namespace are tensor methods.
 FIXED_RANGES: Final[dict[str, tuple[float, float]]] = {
     "nn:Hardsigmoid": (0.0, 1.0),

@@ -16,7 +16,12 @@ class FusedModule(nn.Sequential):
 
 
 class ObserverSlot:
-    """The module owns an `activation_post_process` child and runs it in its own methods."""
+    """The module owns an `activation_post_process` child and runs it in its own methods.
+
+    `only_scalars` says of an instance that it adds or multiplies numbers alone, for which no range is needed.
+    """
+
+    only_scalars = False
 
 
 class NotObserved:

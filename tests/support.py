@@ -32,4 +32,5 @@ def quiet_ao() -> contextlib.AbstractContextManager[None]:
         r".*reduce_range",
         r".*must run observer",
         r".*is deprecated",
+        r".*cat operator must share",
     )

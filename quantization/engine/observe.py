@@ -195,7 +195,7 @@ def _observe_fixed_range(site: Site, plan: Plan, device: torch.device | None) ->
 
 def _make_observed(site: Site, plan: Plan, device: torch.device | None) -> nn.Module:
     """Replace a custom module by its observed class; of a `Composite`, the engine prepares the children."""
-    observed = plan.observed_classes[site.type].from_float(site.module)
+    observed: nn.Module = plan.observed_classes[site.type].from_float(site.module)
     if isinstance(observed, Composite):
         _prepare_children(observed, site, plan)
     elif type(observed) not in plan.unobserved_classes:

@@ -207,7 +207,9 @@ class QFunctional(nn.Module, ObserverSlot):
                 f"QFunctional.from_float expects an instance of FloatFunctional, got {type(mod).__name__}; "
                 "map a class of your own to its own quantized class"
             )
-        qparams = calibrated_output(mod, "QFunctional")
         new = cls()
+        if mod.only_scalars:
+            return new
+        qparams = calibrated_output(mod, "QFunctional")
         new.scale, new.zero_point = float(qparams.scale), int(qparams.zero_point)
         return new

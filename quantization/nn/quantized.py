@@ -299,7 +299,7 @@ _PARTS: Mapping[type[nn.Module], Any] = {
 class LSTM(Converted, quantizable.LSTM):
     """Quantized `nn.LSTM`: quint8 to quint8, (time, batch, input_size) or as `batch_first` says.
 
-    Made by `from_observed` of a calibrated `quantizable.LSTM`. A state given beside the input is quantized too.
+    Made by `from_observed` of a calibrated `quantizable.LSTM`. A state given beside the input is quantized.
     """
 
     _FLOAT_MODULE = quantizable.LSTM

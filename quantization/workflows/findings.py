@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from mappings.observation import SUMS_IN_FLOAT
+from mappings.resolve import find
 from observers import NoopObserver, ObserverBase, PlaceholderObserver
 from observers.state import has_seen_data
 from quantization.engine.observe import has_qconfig, is_observed, is_observer
 from quantization.engine.swap import AS_IS, FLOAT_TYPE, STAYED_FLOAT
 from quantization.engine.tree import Site, is_leaf, walk
-from quantization.markers import FusedModule, NotObserved
+from quantization.markers import Composite, FusedModule, NotObserved, ObserverSlot
 from quantization.stubs import QuantStub
 from quantization.workflows.tables import AS_IS_TYPES
 
@@ -75,11 +77,34 @@ def before_convert(model: nn.Module, static: bool) -> Iterable[str]:
         )
 
 
+def cannot_run(model: nn.Module) -> str | None:
+    """Which modules would, once their children are static, add quantized tensors with `+`, if so."""
+    types = [find(name) for name in SUMS_IN_FLOAT]
+    blocked = [
+        site
+        for site in walk(model)
+        if site.type in types and any(_becomes_static(child) for _, child in site.children())
+    ]
+    if not blocked:
+        return None
+    return (
+        f"{names(blocked)} cannot be quantized statically: its forward adds residuals with `+`, which torch "
+        "has no quantized kernel for. Use quantize_dynamic, which needs no change of the model; or set the "
+        "layer's qconfig to None before prepare; or write the layer with FloatFunctional().add for `+`"
+    )
+
+
+def _becomes_static(site: Site) -> bool:
+    return has_qconfig(site.module) and (is_observed(site.module) or isinstance(site.module, Composite))
+
+
 def _is_instrumented(module: nn.Module) -> bool:
     return is_observed(module) or "weight_fake_quant" in module._modules
 
 
 def _saw_nothing(module: nn.Module) -> bool:
+    if isinstance(module, ObserverSlot) and module.only_scalars:
+        return False
     return has_seen_data(module.get_submodule("activation_post_process")) is False
 
 

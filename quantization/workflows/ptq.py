@@ -24,7 +24,7 @@ from quantization.engine.tree import (
     rewrite,
     walk,
 )
-from quantization.errors import QuantizationWarning, at, notify
+from quantization.errors import QuantizationWarning, Unsupported, at, notify
 from quantization.markers import Composite, FusedModule
 from quantization.stubs import QuantWrapper
 from quantization.workflows import findings
@@ -159,6 +159,8 @@ def convert(
     check_model(module)
     for message in findings.before_convert(module, mapping is None):
         notify(message, strict)
+    if mapping is None and not is_reference:
+        _refuse_what_cannot_run(module)
     message = shared_ranges(module)
     if message:
         notify(message, strict=False)
@@ -172,6 +174,12 @@ def convert(
         if remove_qconfig:
             remove_qconfig_(module)
     return module
+
+
+def _refuse_what_cannot_run(model: nn.Module) -> None:
+    message = findings.cannot_run(model)
+    if message:
+        raise Unsupported(message)
 
 
 @contextlib.contextmanager
@@ -202,10 +210,13 @@ def convert_modules(
         with at(site.path, "converting"):
             return swap_module(site.module, mapping, custom, use_precomputed_fake_quant)
 
+    # Reference parts do float arithmetic, which quantized ones cannot take: then the whole is quantized.
+    by_parts = not any(getattr(target, "_IS_REFERENCE", False) for target in mapping.values())
+
     def whole(site: Site) -> bool:
-        return isinstance(site.module, FusedModule) or (
-            site.type in custom and not isinstance(site.module, Composite)
-        )
+        if isinstance(site.module, FusedModule):
+            return True
+        return site.type in custom and not (by_parts and isinstance(site.module, Composite))
 
     return rewrite(model, swap, whole)
 

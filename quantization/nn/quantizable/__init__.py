@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from quantization.nn.quantizable.attention import MultiheadAttention as MultiheadAttention
+from quantization.nn.quantizable.cell import LSTMCell as LSTMCell
 from quantization.nn.quantizable.rnn import (
     LSTM as LSTM,
-    LSTMCell as LSTMCell,
     _LSTMLayer as _LSTMLayer,
     _LSTMSingleLayer as _LSTMSingleLayer,
 )

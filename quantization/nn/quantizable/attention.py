@@ -20,8 +20,12 @@ from quantization.nn.quantizable.parts import (
 )
 from quantization.stubs import DeQuantStub, QuantStub
 
+_SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")  # where kdim or vdim differ from embed_dim
 
-def _check_arguments(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool) -> None:
+
+def _check_arguments(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
+) -> None:
     if query.dim() != 2 and query.dim() != 3:
         raise ValueError(f"query should be unbatched 2D or batched 3D tensor but received {query.dim()}-D")
     if key.dim() != query.dim() or value.dim() != query.dim():
@@ -35,11 +39,32 @@ def _check_arguments(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tenso
         )
 
 
+def _check_masks(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, length: int, keys: int, batch: int, heads: int
+) -> None:
+    if attn_mask is not None:
+        expected = [length, keys] if attn_mask.dim() == 2 else [batch * heads, length, keys]
+        if list(attn_mask.shape) != expected:
+            raise ValueError(
+                f"attn_mask has shape {list(attn_mask.shape)}, but should be (query length, key length) or "
+                f"(batch * heads, query length, key length), here {expected}"
+            )
+    if key_padding_mask is not None and list(key_padding_mask.shape) != [batch, keys]:
+        raise ValueError(
+            f"key_padding_mask has shape {list(key_padding_mask.shape)}, but should be (batch, key length), "
+            f"here {[batch, keys]}"
+        )
+
+
 def _additive(mask: Tensor, like: Tensor) -> Tensor:
     """A mask to add to the scores: where a boolean one is True, minus infinity."""
     if mask.is_floating_point():
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask.to(torch.bool), float("-inf"))
+
+
+def _float(x: Tensor) -> Tensor:
+    return x.dequantize() if x.is_quantized else x  # dequantize has no gradient
 
 
 def _grown(mask: Tensor | None) -> Tensor | None:
@@ -84,6 +109,7 @@ class MultiheadAttention(nn.MultiheadAttention, Composite):
         self.linear_K = nn.Linear(self.kdim, embed_dim, bias=bias, **where)
         self.linear_V = nn.Linear(self.vdim, embed_dim, bias=bias, **where)
         self.q_scaling_product = FloatFunctional()
+        self.q_scaling_product.only_scalars = True  # or convert would miss its range
         self.quant_attn_output = QuantStub()
         self.quant_attn_output_weights = QuantStub()
         self.dequant_q = DeQuantStub()
@@ -112,17 +138,18 @@ class MultiheadAttention(nn.MultiheadAttention, Composite):
         elif self.batch_first:
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
 
+        length, batch = query.shape[0], query.shape[1]
+        _check_masks(attn_mask, key_padding_mask, length, key.shape[0], batch, self.num_heads)
         q, k, v = self._projected(query, key, value)
         if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.dequantize().to(k).repeat(1, k.shape[1], 1)])
-            v = torch.cat([v, self.bias_v.dequantize().to(v).repeat(1, v.shape[1], 1)])
+            k = torch.cat([k, _float(self.bias_k).repeat(1, k.shape[1], 1)])
+            v = torch.cat([v, _float(self.bias_v).repeat(1, v.shape[1], 1)])
             attn_mask, key_padding_mask = _grown(attn_mask), _grown(key_padding_mask)
         if self.add_zero_attn:
             k = torch.cat([k, torch.zeros_like(k[:1])])
             v = torch.cat([v, torch.zeros_like(v[:1])])
             attn_mask, key_padding_mask = _grown(attn_mask), _grown(key_padding_mask)
 
-        length, batch = q.shape[0], q.shape[1]
         scores = torch.bmm(self._heads(q), self._heads(k).transpose(1, 2))
         scores = self._masked(scores, batch, attn_mask, key_padding_mask)
         weights = F.dropout(torch.softmax(scores, dim=-1), p=self.dropout, training=self.training)
@@ -158,19 +185,8 @@ class MultiheadAttention(nn.MultiheadAttention, Composite):
         """The scores (batch * heads, length, keys) with both masks added."""
         length, keys = scores.shape[1], scores.shape[2]
         if attn_mask is not None:
-            expected = [length, keys] if attn_mask.dim() == 2 else [scores.shape[0], length, keys]
-            if list(attn_mask.shape) != expected:
-                raise ValueError(
-                    f"attn_mask has shape {list(attn_mask.shape)}, but should be (query length, key length) or "
-                    f"(batch * heads, query length, key length), here {expected}, each added key included"
-                )
             scores = scores + _additive(attn_mask, scores)
         if key_padding_mask is not None:
-            if list(key_padding_mask.shape) != [batch, keys]:
-                raise ValueError(
-                    f"key_padding_mask has shape {list(key_padding_mask.shape)}, but should be (batch, key "
-                    f"length), here {[batch, keys]}, each added key included"
-                )
             padding = _additive(key_padding_mask, scores).view(batch, 1, 1, keys)
             scores = (scores.view(batch, self.num_heads, length, keys) + padding).view(-1, length, keys)
         return scores
@@ -182,7 +198,7 @@ class MultiheadAttention(nn.MultiheadAttention, Composite):
     def from_float(cls, other: nn.MultiheadAttention) -> MultiheadAttention:
         """Make the composite of a float module with a qconfig, with observers.
 
-        It trains if `other` is in training mode and the qconfig fake-quantizes; otherwise it is for inference.
+        It trains if `other` is in training mode and the qconfig fake-quantizes; else it is for inference.
         """
         require_type(other, nn.MultiheadAttention, cls.__name__)
         qconfig = qconfig_of(other)
@@ -213,7 +229,7 @@ class MultiheadAttention(nn.MultiheadAttention, Composite):
 
     def _retire_in_proj(self) -> None:
         """Keep the float module's joint projections for checkpoints only: without a gradient."""
-        for name in ("in_proj_weight", "in_proj_bias", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+        for name in ("in_proj_weight", "in_proj_bias", *_SEPARATE):
             param = self._parameters.get(name)
             if param is not None:
                 self._parameters[name] = nn.Parameter(param.detach(), requires_grad=False)
@@ -222,8 +238,8 @@ class MultiheadAttention(nn.MultiheadAttention, Composite):
     def from_observed(cls, other: nn.Module) -> Any:
         """Raise: the quantized module is what comes of an observed one."""
         raise Unsupported(
-            "It looks like you are trying to prepare an MHA module. Please, see the examples on quantizable MHAs: "
-            "quantized.MultiheadAttention.from_observed takes an observed one, and convert() calls it"
+            "It looks like you are trying to prepare an MHA module. Please, see the examples on quantizable "
+            "MHAs: quantized.MultiheadAttention.from_observed takes an observed one, and convert() calls it"
         )
 
     @torch.jit.unused
@@ -236,25 +252,20 @@ class MultiheadAttention(nn.MultiheadAttention, Composite):
         )
         """
         parts = [_float_parameters(x) for x in (self.linear_Q, self.linear_K, self.linear_V, self.out_proj)]
-        with_bias, with_kv = parts[0][1] is not None, self.bias_k is not None
+        weights, biases = [weight for weight, _ in parts], [bias for _, bias in parts if bias is not None]
+        if self._qkv_same_embed_dim:
+            values: dict[str, Tensor] = {"in_proj_weight": torch.cat(weights[:3]), "out_proj.weight": weights[3]}
+        else:
+            values = dict(zip((*_SEPARATE, "out_proj.weight"), weights, strict=True))
+        if biases:
+            values |= {"in_proj_bias": torch.cat(biases[:3]), "out_proj.bias": biases[3]}
+        if self.bias_k is not None:
+            values |= {"bias_k": _float(self.bias_k).detach(), "bias_v": _float(self.bias_v).detach()}
         new = nn.MultiheadAttention(
-            self.embed_dim, self.num_heads, self.dropout, with_bias, with_kv, self.add_zero_attn, self.kdim,
-            self.vdim, self.batch_first, dtype=parts[0][0].dtype,
+            self.embed_dim, self.num_heads, self.dropout, bool(biases), "bias_k" in values,
+            self.add_zero_attn, self.kdim, self.vdim, self.batch_first, dtype=weights[0].dtype,
         )  # fmt: skip
-        with torch.no_grad():
-            weights = [weight for weight, _ in parts[:3]]
-            if new._qkv_same_embed_dim:
-                new.in_proj_weight.copy_(torch.cat(weights))
-            else:
-                for name, weight in zip(("q", "k", "v"), weights, strict=True):
-                    new.get_parameter(f"{name}_proj_weight").copy_(weight)
-            new.out_proj.weight.copy_(parts[3][0])
-            if with_bias:
-                new.in_proj_bias.copy_(torch.cat([bias for _, bias in parts[:3] if bias is not None]))
-                new.out_proj.bias.copy_(parts[3][1])
-            if with_kv:
-                new.bias_k.copy_(self.bias_k.dequantize())
-                new.bias_v.copy_(self.bias_v.dequantize())
+        new.load_state_dict(values)
         return new.train(self.training)
 
 
@@ -263,7 +274,7 @@ def _projections(other: nn.MultiheadAttention) -> list[tuple[Tensor, Tensor | No
     if other._qkv_same_embed_dim:
         weights = list(other.in_proj_weight.chunk(3))
     else:
-        weights = [other.get_parameter(f"{name}_proj_weight") for name in ("q", "k", "v")]
+        weights = [other.get_parameter(name) for name in _SEPARATE]
     biases = [None] * 3 if other.in_proj_bias is None else list(other.in_proj_bias.chunk(3))
     return list(zip(weights, biases, strict=True))
 

@@ -27,8 +27,8 @@ class Converted(nn.Module):
     def from_float(cls, *args: Any, **kwargs: Any) -> Any:
         """Raise: ranges are missing; the way leads over the observed composite."""
         raise Unsupported(
-            f"It looks like you are trying to convert a non-observed {cls._KIND} module. Please, see the examples "
-            f"on quantizable {cls._KIND}s: prepare() the model, run it on data, and convert() the result"
+            f"It looks like you are trying to convert a non-observed {cls._KIND} module. Please, see the "
+            f"examples on quantizable {cls._KIND}s: prepare() the model, run it on data, and convert() that"
         )
 
     @classmethod
@@ -60,7 +60,7 @@ class ConvertedAttention(Converted):
     def from_observed(cls, other: nn.Module) -> Any:
         """Make the quantized module of a calibrated composite, which stays as it is."""
         new = super().from_observed(other)
-        # torch.ao's checkpoints keep separate projections (`kdim`, `vdim`) beside the quantized ones; so these.
+        # Separate projections (`kdim`, `vdim`) stay beside the quantized ones, as in torch.ao's checkpoints.
         for name in ("in_proj_weight", "in_proj_bias"):
             new._parameters[name] = None
         for name in ("bias_k", "bias_v"):
@@ -69,7 +69,7 @@ class ConvertedAttention(Converted):
                 new.register_buffer(name, _quantized(value.detach()))
         return new
 
-    # Version 1. torch.ao does not save `bias_k` and `bias_v`: where they are missing, those of the module stay.
+    # Version 1. torch.ao does not save `bias_k` and `bias_v`: where missing, those of the module stay.
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
@@ -82,8 +82,8 @@ class ConvertedAttention(Converted):
         missing_keys += [key for key in missing if key not in kept]
         if kept:
             notify(
-                f"the checkpoint lacks {kept}, as those of torch.ao do: the module keeps the values it has. They "
-                "are right if it was converted from the model that the checkpoint is of",
+                f"the checkpoint lacks {kept}, as those of torch.ao do: the module keeps the values it has. "
+                "They are right if it was converted from the model that the checkpoint is of",
                 strict=False,
                 stacklevel=5,
             )

@@ -39,15 +39,13 @@ def qconfig_of(mod: nn.Module, qconfig: Any = None) -> Any:
     """The qconfig that `mod` carries, else the one given; one of the two must be."""
     if not hasattr(mod, "qconfig") and qconfig is None:
         raise InvalidRequest(
-            f"The float module must have 'qconfig', or qconfig must be provided; this {type(mod).__name__} has "
-            "none: set its .qconfig, for example to get_default_qconfig(), or prepare() the model it is in"
+            f"The float module must have 'qconfig', or qconfig must be provided; this {type(mod).__name__} "
+            "has none: set its .qconfig, as to get_default_qconfig(), or prepare() the model it is in"
         )
     return getattr(mod, "qconfig", qconfig)
 
 
-def require_type(
-    mod: object, expected: type[nn.Module], target: str, method: str = "from_float"
-) -> None:
+def require_type(mod: object, expected: type[nn.Module], target: str, method: str = "from_float") -> None:
     """Refuse a source module of another kind than `expected`."""
     if not isinstance(mod, expected):
         raise InvalidRequest(
@@ -58,7 +56,9 @@ def require_type(
 
 def trains(qconfig: Any) -> bool:
     """Whether the qconfig fake-quantizes weights, as quantization-aware training needs."""
-    return qconfig is not None and qconfig.weight is not None and isinstance(qconfig.weight(), FakeQuantizeBase)
+    return (
+        qconfig is not None and qconfig.weight is not None and isinstance(qconfig.weight(), FakeQuantizeBase)
+    )
 
 
 def prepare_parts(composite: nn.Module) -> None:
