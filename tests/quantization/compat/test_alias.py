@@ -135,3 +135,48 @@ def test_a_program_runs_unedited_without_torch_ao():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["quantization.nn.quantized", "torch.Size([3,", "2])"]
+
+
+class Own(torch.nn.Linear):
+    """A subclass that our exact-type checks refuse, unless a program patches `type` as it did in torch.ao."""
+
+
+@pytest.mark.parametrize(
+    "module, convert",
+    [
+        ("torch.nn.quantized.modules.linear", lambda: quantized.Linear.from_float(_observed(Own(2, 2)))),
+        ("torch.nn.qat.modules.linear", lambda: qat.Linear.from_float(_observed(Own(2, 2)))),
+    ],
+)
+def test_patching_type_lets_subclasses_pass(module: str, convert):
+    with alias_torch_ao():
+        target = sys.modules[module]
+        with pytest.raises(ValueError, match="only works for Linear"):
+            convert()
+        with mock.patch.object(target, "type", lambda m: torch.nn.Linear if isinstance(m, Own) else type(m)):
+            assert type(convert()).__name__ == "Linear"
+        with pytest.raises(ValueError, match="only works for Linear"):
+            convert()
+
+
+def _observed(module: torch.nn.Module) -> torch.nn.Module:
+    module.qconfig = quantization.default_qat_qconfig
+    return module
+
+
+def test_tables_changed_under_an_old_name_are_ours():
+    with alias_torch_ao():
+        table = sys.modules["torch.quantization.quantization_mappings"].DEFAULT_STATIC_QUANT_MODULE_MAPPINGS
+        with mock.patch.dict(table, {Own: quantized.Linear}):
+            assert quantization.get_default_static_quant_module_mappings()[Own] is quantized.Linear
+    assert Own not in quantization.get_default_static_quant_module_mappings()
+
+
+def test_patching_a_function_of_fuse_modules_reaches_our_code():
+    from quantization.workflows import fusing
+
+    with alias_torch_ao():
+        module = sys.modules["torch.ao.quantization.fuse_modules"]
+        with mock.patch.object(module, "fuse_known_modules", None):
+            assert fusing.fuse_known_modules is None
+    assert fusing.fuse_known_modules is not None
