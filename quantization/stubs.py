@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -30,6 +30,22 @@ class QuantStub(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` itself."""
         return x
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        if prefix + "scale" in state_dict:
+            done = "is prepared" if "activation_post_process" in self._modules else "is float"
+            error_msgs.append(
+                f"'{prefix[:-1] or 'the model'}' is a QuantStub here, but the checkpoint is of a converted "
+                f"model, and this one {done}: call prepare(model), convert(model) before load_state_dict. Any input "
+                "will do to calibrate; the numbers come from the checkpoint. quantization.save and "
+                "quantization.load need no such steps."
+            )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
 
 class DeQuantStub(nn.Module, NotObserved):

@@ -135,5 +135,5 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
     value = zlib.crc32(text.encode())
     for key in sorted(tensors):
         value = zlib.crc32(f"{key} {tensors[key].dtype} {tuple(tensors[key].shape)}".encode(), value)
-        value = zlib.crc32(memoryview(tensors[key].reshape(-1).view(torch.uint8).numpy()), value)
+        value = zlib.crc32(tensors[key].reshape(-1).view(torch.uint8).numpy().data, value)
     return value

@@ -106,8 +106,8 @@ class Names:
         if found is None:
             raise _Refused(
                 f"the file names {module}.{name}, which is neither a layer of torch nor one of torch.ao's. "
-                "If it is a class of your own program, pass it: quantization.compat.load(path, classes=[Model]), "
-                "or the module that defines it. If you do not know it, do not load this file"
+                "If it is a class of your own program, pass it: quantization.compat.load(path, "
+                "classes=[Model]), or the module that defines it. If you do not know it, do not load the file"
             )
         return found
 

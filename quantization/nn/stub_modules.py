@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from quantization.errors import QuantizationError
+from quantization.nn.modes.state import explain_other_stage
 from quantization.nn.static_cell import calibrated_output
 
 
@@ -58,6 +59,15 @@ class Quantize(nn.Module):
         qparams = calibrated_output(mod, "Quantize")
         return Quantize(
             qparams.scale.float(), qparams.zero_point.long(), qparams.dtype, {"device": qparams.scale.device}
+        )
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        explain_other_stage(self, ("scale",), state_dict, prefix, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
     def extra_repr(self) -> str:

@@ -15,6 +15,7 @@ from quantization.backends.ops import PackedOps
 from quantization.errors import InvalidRequest
 from quantization.nn.calibrated import seen
 from quantization.nn.modes.packed_rows import ROW_DTYPES, PackedRows, codes_of, from_codes
+from quantization.nn.modes.state import explain_other_stage
 from quantization.nn.weight_view import ViewOf
 from quantization.qparams import quantize_weight
 
@@ -131,6 +132,15 @@ class PackedEmbedding(nn.Module):
         # Modules pickled by torch.ao have fewer attributes, and `dtype` as one of them.
         fields = {name: state.get(name, default) for name, default in self._FIELDS.items()}
         super().__setstate__({name: value for name, value in {**state, **fields}.items() if name != "dtype"})
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
+        missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        explain_other_stage(self, ("_packed_params._packed_weight",), state_dict, prefix, error_msgs)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     @property
     def dtype(self) -> torch.dtype:

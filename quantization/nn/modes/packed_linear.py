@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from quantization.backends.ops import PackedOps
 from quantization.nn.modes.state import (
+    explain_other_stage,
     load_output_qparams,
     packing,
     plain_weight,
@@ -89,7 +90,7 @@ class PackedLinearParams(nn.Module):
     def _of_version(state_dict: Any, prefix: str, version: int | None, missing_keys: list[str]) -> Any:
         """`(dtype, weight, bias)`, or None if keys are missing; without a version the keys tell it."""
         if version is None:
-            version = 3 if prefix + "_packed_params" in state_dict else 1
+            version = 1 if prefix + "weight" in state_dict else 3
         absent = len(missing_keys)
         dtype = torch.qint8 if version < 2 else take(state_dict, prefix + "dtype", missing_keys)
         if version < 3:
@@ -193,10 +194,12 @@ class PackedLinear(WeightedQuantizedModule):
         error_msgs: list[str],
     ) -> None:
         version = local_metadata.get("version")
-        if version == 1 or (version is None and prefix + "_packed_params._packed_params" not in state_dict):
+        own = getattr(state_dict.get(prefix + "weight"), "is_quantized", False)  # a float layer has version 1 too
+        if own and (version is None or version == 1):
             for name in ("weight", "bias"):
                 if prefix + name in state_dict:
                     state_dict[f"{prefix}_packed_params.{name}"] = state_dict.pop(prefix + name)
+        explain_other_stage(self, ("scale", "_packed_params.dtype"), state_dict, prefix, error_msgs)
         load_output_qparams(self, state_dict, prefix, missing_keys)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs

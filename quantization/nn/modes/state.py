@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,26 @@ def take(state_dict: dict[str, Any], key: str, missing_keys: list[str]) -> Any:
         missing_keys.append(key)
         return None
     return state_dict.pop(key)
+
+
+def explain_other_stage(
+    module: Any, marks: Sequence[str], state_dict: Mapping[str, Any], prefix: str, error_msgs: list[str]
+) -> None:
+    """Add the message for a checkpoint that holds this layer float, or prepared: none of `marks`, its own keys.
+
+    torch raises it together with the keys that are missing and those that were not expected.
+    """
+    if any(prefix + mark in state_dict for mark in marks):
+        return
+    names = [key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)]
+    observed = any(name.startswith(("activation_post_process.", "weight_fake_quant.")) for name in names)
+    if observed or any(name.startswith(("weight", "0.weight")) for name in names):
+        stage = "prepared (prepare, prepare_qat)" if observed else "float"
+        error_msgs.append(
+            f"'{prefix[:-1] or 'the model'}' is a {module._get_name()} here, but the checkpoint is of a model "
+            f"in which it is {stage}: load the checkpoint into such a model first, and call "
+            f"{'convert' if observed else 'prepare and convert, or quantize_dynamic,'} after that."
+        )
 
 
 def save_output_qparams(module: Any, destination: dict[str, Any], prefix: str) -> None:

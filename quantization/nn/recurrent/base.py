@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantization.errors import InvalidRequest, QuantizationWarning
+from quantization.nn.modes.state import explain_other_stage
 from quantization.nn.recurrent.packed import (
     GATES,
     CellWeights,
@@ -22,6 +23,8 @@ from quantization.nn.recurrent.packed import (
 )
 from quantization.nn.recurrent.sequences import apply_permutation
 
+# In the state dict: of layers that keep records, and of those that keep cells.
+_FIRST_KEYS = tuple(f"_all_weight_values.0.{name}" for name in ("param", "_packed_weight_ih"))
 _DEFAULTS: dict[str, Any] = {
     "num_layers": 1,
     "bias": True,
@@ -182,6 +185,7 @@ class RNNBase(nn.Module):
         super().__setstate__({"proj_size": 0, "stepwise": False, **state})
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
+        explain_other_stage(self, _FIRST_KEYS, state_dict, prefix, rest[-1])
         self.version = local_metadata.get("version")
         first = state_dict.get(prefix + "_all_weight_values.0.param")
         if first is not None:

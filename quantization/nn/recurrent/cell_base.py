@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from quantization.errors import InvalidRequest
-from quantization.nn.modes.state import same_shape, take
+from quantization.nn.modes.state import explain_other_stage, same_shape, take
 from quantization.nn.recurrent.packed import (
     CellWeights,
     checked_dtype,
@@ -79,8 +79,13 @@ class RNNCellBase(nn.Module):
     def _weight_bias(self) -> dict[str, dict[str, Tensor]]:
         return {"weight": self.get_weight(), "bias": self.get_bias()}
 
-    def set_weight_bias(self, weight_bias_dict: dict[str, Tensor]) -> None:
-        """Pack other tensors, named as `get_weight` and `get_bias` name them."""
+    def set_weight_bias(self, weight_bias_dict: dict[str, Any]) -> None:
+        """Pack other tensors, named as `get_weight` and `get_bias` name them.
+
+        They come in one dictionary, or in two under "weight" and "bias", as from `_weight_bias`.
+        """
+        if "weight" in weight_bias_dict:
+            weight_bias_dict = {**weight_bias_dict["weight"], **weight_bias_dict["bias"]}
         self._pack(CellWeights.named(weight_bias_dict, ""))
 
     @classmethod
@@ -201,6 +206,7 @@ class RNNCellBase(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        explain_other_stage(self, self._packed_names, state_dict, prefix, error_msgs)
         loaded = {name: take(state_dict, prefix + name, missing_keys) for name in self._packed_names}
         here = {name: packed for name, packed in loaded.items() if packed is not None}
         fitting = [self._fits(prefix, *one, error_msgs) for one in here.items()]
