@@ -157,8 +157,8 @@ def test_lstm_through_prepare_qat(engine: str, version: int):
     assert_same(*on_both(seeded(program)))
 
 
-MASK = torch.zeros(3, 5, dtype=torch.bool).index_put((torch.tensor(0), torch.tensor(1)), torch.tensor(True))
-PADDING = torch.zeros(2, 5, dtype=torch.bool).index_put((torch.tensor(0), torch.tensor(4)), torch.tensor(True))
+MASK, PADDING = torch.zeros(3, 5, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.bool)
+MASK[0, 1] = PADDING[0, 4] = True
 CALLS: dict[str, dict[str, Any]] = {
     "plain": {},
     "no_weights": {"need_weights": False},
