@@ -69,6 +69,13 @@ from observers import (
     weight_observer_range_neg_127_to_127 as weight_observer_range_neg_127_to_127,
 )
 from quantization import nn as nn
+from quantization.accuracy import (
+    Comparison as Comparison,
+    compare as compare,
+    compute_cosine_similarity as compute_cosine_similarity,
+    compute_normalized_l2_error as compute_normalized_l2_error,
+    compute_sqnr as compute_sqnr,
+)
 from quantization.checkpoint import load as load, save as save
 from quantization.distributed import sync_observers as sync_observers
 from quantization.engine.propagate import propagate_qconfig_ as propagate_qconfig_
