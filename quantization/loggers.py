@@ -57,7 +57,7 @@ class ShadowLogger(Logger):
 
 
 class Shadow(nn.Module):
-    """Runs a float module beside the quantized one, on its dequantized inputs; returns the quantized output."""
+    """Runs a float module beside a quantized one, on dequantized inputs; returns the quantized output."""
 
     def __init__(self, q_module: nn.Module, float_module: nn.Module, logger_cls: Callable[[], Any]) -> None:
         super().__init__()

@@ -62,7 +62,7 @@ def compare_weights(
 
 
 def _recurrent_weight(float_dict: Mapping[str, Any], key: str, params: Any) -> tuple[str | None, Any]:
-    """The float key for `<owner>._all_weight_values.<index>.param`, a packed layer, and its quantized weight."""
+    """The float key for a packed layer `<owner>._all_weight_values.<i>.param`, and its quantized weight."""
     owner, _, rest = key.rpartition("_all_weight_values.")
     index = rest.partition(".")[0]
     if not index.isdigit():

@@ -86,13 +86,16 @@ def test_output_error_is_that_of_the_outputs():
 
 @pytest.mark.parametrize("name", ["first", "second", "last"])
 def test_the_layer_that_loses_most_is_named(name):
+    torch.manual_seed(0)
     model, quantized, data = pair(spoil=name)
     table = q.compare(model, quantized, data)
+    torch.manual_seed(0)
+    clean = {row.name: row for row in q.compare(*pair()).rows}
     assert table.worst(1) == [name]
     errors = {row.name: row for row in table.rows}
     assert errors[name].weight < 25
     # Later layers suffer from it, but the blame is not theirs.
-    assert errors["last"].output < errors["last"].own - 10
+    assert errors["last"].output < clean["last"].output - 3
     assert all(row.own > 30 for row in table.rows if row.name != name)
 
 
