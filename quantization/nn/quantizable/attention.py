@@ -254,7 +254,10 @@ class MultiheadAttention(nn.MultiheadAttention, Composite):
         parts = [_float_parameters(x) for x in (self.linear_Q, self.linear_K, self.linear_V, self.out_proj)]
         weights, biases = [weight for weight, _ in parts], [bias for _, bias in parts if bias is not None]
         if self._qkv_same_embed_dim:
-            values: dict[str, Tensor] = {"in_proj_weight": torch.cat(weights[:3]), "out_proj.weight": weights[3]}
+            values: dict[str, Tensor] = {
+                "in_proj_weight": torch.cat(weights[:3]),
+                "out_proj.weight": weights[3],
+            }
         else:
             values = dict(zip((*_SEPARATE, "out_proj.weight"), weights, strict=True))
         if biases:
