@@ -37,6 +37,8 @@ def nothing_observed(model: nn.Module) -> str | None:
     """Why the prepared `model` has nothing to calibrate or train, if so."""
     if any(_is_instrumented(site.module) for site in walk(model)):
         return None
+    if _was_converted(model):
+        return _QUANTIZED_ALREADY
     if not any(has_qconfig(site.module) for site in walk(model)):
         return (
             "prepare attached no observer: no module has a qconfig. Set model.qconfig = "
@@ -50,22 +52,35 @@ def nothing_observed(model: nn.Module) -> str | None:
     )
 
 
+_QUANTIZED_ALREADY = (
+    "the model is quantized already, and no more of it was now: see quantization.summary(model). To quantize "
+    "it in another way, start from the float model"
+)
+_NO_QCONFIG = (
+    "convert found no module with a qconfig, so nothing is quantized: set model.qconfig, call "
+    "prepare(model), run calibration data through the result, and convert that"
+)
+_NEVER_PREPARED = (
+    "convert found no observer: the model was never prepared, so activations get scale 1 and zero point 0. "
+    "Call prepare(model) and run calibration data through the result before convert"
+)
+
+
+def _was_converted(model: nn.Module) -> bool:
+    return any(hasattr(site.module, FLOAT_TYPE) and not _is_instrumented(site.module) for site in walk(model))
+
+
 def before_convert(model: nn.Module, static: bool) -> Iterable[str]:
     """What is wrong with a model about to be converted; `static` says that ranges are needed."""
     sites = list(walk(model))
+    already = _was_converted(model)
     if not any(has_qconfig(site.module) for site in sites):
-        yield (
-            "convert found no module with a qconfig, so nothing is quantized: set model.qconfig, call "
-            "prepare(model), run calibration data through the result, and convert that"
-        )
+        yield _QUANTIZED_ALREADY if already else _NO_QCONFIG
         return
     if not static:
         return
     if not any(_is_instrumented(site.module) for site in sites):
-        yield (
-            "convert found no observer: the model was never prepared, so activations get scale 1 and zero "
-            "point 0. Call prepare(model) and run calibration data through the result before convert"
-        )
+        yield _QUANTIZED_ALREADY if already else _NEVER_PREPARED
         return
     unseen = [site for site in sites if is_observed(site.module) and _saw_nothing(site.module)]
     if unseen:
@@ -151,12 +166,14 @@ def _concerns_user(site: Site) -> bool:
 def _why_float(site: Site, mapping: Mapping[Any, Any]) -> str:
     if QuantStub in mapping and site.type in AS_IS_TYPES:
         return AS_IS
+    if site.type not in mapping:
+        subclass_of = next((t.__name__ for t in site.type.__mro__[1:] if t in mapping), None)
+        if subclass_of:
+            return f"a subclass of {subclass_of}, but tables match exact types: none for {site.type.__name__}"
     if not has_qconfig(site.module):
         return "no qconfig"
     if site.type not in mapping:
-        subclass_of = next((t.__name__ for t in site.type.__mro__[1:] if t in mapping), None)
-        hint = f"; a subclass of {subclass_of}, but tables match exact types" if subclass_of else ""
-        return f"no counterpart in the mapping for {site.type.__name__}{hint}"
+        return f"no counterpart in the mapping for {site.type.__name__}"
     return "not swapped"
 
 

@@ -142,7 +142,11 @@ def test_float_input_is_refused_with_the_cure(module: nn.Module) -> None:
         module(torch.randn(1, 4, 4))
 
 
-@pytest.mark.parametrize("family", [LINEAR, families.CONV1D, families.CONV2D, families.CONV3D], ids=str)
+@pytest.mark.parametrize(
+    "family",
+    [LINEAR, families.CONV1D, families.CONV2D, families.CONV3D],
+    ids=lambda family: family.float_types[0].__name__,
+)
 def test_family_describes_its_float_layer(family: Family) -> None:
     for kind in family.float_types:
         module = kind(4, 6) if family.rank == 0 else kind(4, 6, 3, padding=1, groups=2)

@@ -88,3 +88,30 @@ def test_quantizing_what_is_no_tensor_is_refused() -> None:
     prepared(torch.randn(3, 4))
     with pytest.raises(QuantizationError, match="Quantize takes a float tensor, got NoneType"):
         q.convert(prepared)(None)
+
+
+def test_a_quantized_model_is_said_to_be_quantized_already() -> None:
+    prepared = q.prepare(model())
+    prepared(torch.randn(3, 4))
+    converted = q.convert(prepared)
+    with pytest.warns(q.QuantizationWarning, match="quantized already"):
+        again = q.convert(converted)
+    x = torch.randn(3, 4)
+    assert torch.equal(again(x), converted(x))
+    converted.qconfig = q.default_qconfig
+    with pytest.warns(q.QuantizationWarning, match="quantized already"):
+        prepared_again = q.prepare(converted)
+    with pytest.raises(QuantizationError, match="quantized already"):
+        q.convert(prepared_again, strict=True)
+
+
+def test_a_subclass_is_told_apart_from_a_module_without_qconfig() -> None:
+    class Mine(nn.Linear):
+        """Another type, to the tables."""
+
+    with pytest.warns(q.QuantizationWarning, match="quantized nothing"):
+        left = q.quantize_dynamic(nn.Sequential(Mine(2, 2), nn.ReLU()))
+    assert [row.note for row in q.summary(left).rows] == [
+        "a subclass of Linear, but tables match exact types: none for Mine",
+        "no qconfig",
+    ]
