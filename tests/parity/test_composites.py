@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from quantization import compat
 from quantization.nn import quantizable, quantized
-from tests.parity.libraries import Library, assert_same, on_both
+from tests.parity.libraries import Library, assert_same, on_both, theirs
 from tests.support import quiet_ao
 
 SHARP = 0.02, 120
@@ -261,10 +262,10 @@ def test_bias_kv_keeps_its_range_where_torch_ao_loses_it(engine: str):
         error = (converted(*map(quant, inputs))[0].dequantize() - mha(*inputs)[0]).abs().max()
         return converted, error, mha.bias_v.detach()
 
-    (ours, error, bias_v), (theirs, their_error, _) = on_both(program)
+    (ours, error, bias_v), (expected, their_error, _) = on_both(program)
     assert (ours.bias_v.dequantize() - bias_v).abs().max() <= ours.bias_v.q_scale()
     assert error < 0.3 * their_error
-    assert_same(ours.bias_k, theirs.bias_k)
+    assert_same(ours.bias_k, expected.bias_k)
 
 
 def test_checkpoint_of_torch_ao_without_bias_kv_loads_with_a_warning(engine: str):
@@ -276,9 +277,26 @@ def test_checkpoint_of_torch_ao_without_bias_kv_loads_with_a_warning(engine: str
         observed(*inputs)
         return quantized_room.MultiheadAttention.from_observed(observed)
 
-    ours, theirs = on_both(program)
+    ours, expected = on_both(program)
     before = ours.bias_v
     with pytest.warns(UserWarning, match=r"lacks \['bias_k', 'bias_v'\]"):
-        ours.load_state_dict(theirs.state_dict())
+        ours.load_state_dict(expected.state_dict())
     assert_same(ours.bias_v, before)
-    theirs.load_state_dict(ours.state_dict(), strict=False)
+    expected.load_state_dict(ours.state_dict(), strict=False)
+
+
+def test_attention_pickled_by_torch_ao_saves_its_biases(tmp_path: Any, engine: str):
+    observed_room, quantized_room = rooms(theirs())
+    mha, inputs = attention({"add_bias_kv": True})
+    with quiet_ao():
+        mha.qconfig = qconfig(theirs(), engine)
+        observed = observed_room.MultiheadAttention.from_float(mha)
+        observed(*inputs)
+        pickled = quantized_room.MultiheadAttention.from_observed(observed)
+    torch.save(pickled, tmp_path / "attention.pt")
+    loaded = compat.load(tmp_path / "attention.pt")
+    assert type(loaded) is quantized.MultiheadAttention and loaded.in_proj_bias is None
+    assert_same(loaded.state_dict()["bias_v"], pickled.bias_v)
+    inputs = list(map(quant, inputs))
+    expected = mha(*(x.dequantize() for x in inputs))[0]
+    assert (loaded(*inputs)[0].dequantize() - expected).abs().max() < 0.2

@@ -69,6 +69,15 @@ class ConvertedAttention(Converted):
                 new.register_buffer(name, _quantized(value.detach()))
         return new
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what torch.ao pickled, too: there the two biases are attributes, the projections gone."""
+        super().__setstate__(state)
+        for name in ("in_proj_weight", "in_proj_bias"):
+            self._parameters.setdefault(name, None)
+        for name in ("bias_k", "bias_v"):
+            if isinstance(vars(self).get(name), Tensor):
+                self.register_buffer(name, vars(self).pop(name))
+
     # Version 1. torch.ao does not save `bias_k` and `bias_v`: where missing, those of the module stay.
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
