@@ -39,8 +39,8 @@ class QuantStub(nn.Module):
             done = "is prepared" if "activation_post_process" in self._modules else "is float"
             error_msgs.append(
                 f"'{prefix[:-1] or 'the model'}' is a QuantStub here, but the checkpoint is of a converted "
-                f"model, and this one {done}: call prepare(model), convert(model) before load_state_dict. Any input "
-                "will do to calibrate; the numbers come from the checkpoint. quantization.save and "
+                f"model, and this one {done}: call prepare(model), convert(model) before load_state_dict. "
+                "Any input will do to calibrate; the numbers come from the checkpoint. quantization.save and "
                 "quantization.load need no such steps."
             )
         super()._load_from_state_dict(

@@ -206,8 +206,13 @@ class _CannotCopy(QuantizationError, RuntimeError):
 
 def _copied(model: nn.Module, replacements: Mapping[str, nn.Module]) -> nn.Module:
     """A copy with the new modules in it; what they replace is never copied."""
-    memo = {id(model.get_submodule(path)): module for path, module in replacements.items()}
+    memo: dict[int, Any] = {id(model.get_submodule(path)): module for path, module in replacements.items()}
     try:
+        for path, module in replacements.items():
+            before = set(vars(module))
+            carry_attributes(model.get_submodule(path), module)
+            for name in set(vars(module)) - before:
+                vars(module)[name] = copy.deepcopy(vars(module)[name], memo)
         return copy.deepcopy(model, memo)
     except RuntimeError as error:
         raise _CannotCopy(f"the float model cannot be deep-copied ({error}); pass inplace=True") from error

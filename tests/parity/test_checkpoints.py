@@ -1,4 +1,4 @@
-"""State dicts cross over: what torch.ao wrote loads here, and the other way round, for each class and version."""
+"""State dicts cross over: what torch.ao wrote loads here and the reverse, for each class and version."""
 
 from __future__ import annotations
 

@@ -194,7 +194,8 @@ class PackedLinear(WeightedQuantizedModule):
         error_msgs: list[str],
     ) -> None:
         version = local_metadata.get("version")
-        own = getattr(state_dict.get(prefix + "weight"), "is_quantized", False)  # a float layer has version 1 too
+        # A float layer has version 1 too.
+        own = getattr(state_dict.get(prefix + "weight"), "is_quantized", False)
         if own and (version is None or version == 1):
             for name in ("weight", "bias"):
                 if prefix + name in state_dict:

@@ -54,7 +54,7 @@ def take(state_dict: dict[str, Any], key: str, missing_keys: list[str]) -> Any:
 def explain_other_stage(
     module: Any, marks: Sequence[str], state_dict: Mapping[str, Any], prefix: str, error_msgs: list[str]
 ) -> None:
-    """Add the message for a checkpoint that holds this layer float, or prepared: none of `marks`, its own keys.
+    """Add the message for a checkpoint that holds this layer float, or prepared: without its keys `marks`.
 
     torch raises it together with the keys that are missing and those that were not expected.
     """
@@ -65,8 +65,8 @@ def explain_other_stage(
     if observed or any(name.startswith(("weight", "0.weight")) for name in names):
         stage = "prepared (prepare, prepare_qat)" if observed else "float"
         error_msgs.append(
-            f"'{prefix[:-1] or 'the model'}' is a {module._get_name()} here, but the checkpoint is of a model "
-            f"in which it is {stage}: load the checkpoint into such a model first, and call "
+            f"'{prefix[:-1] or 'the model'}' is a {module._get_name()} here, but the checkpoint is of a "
+            f"model in which it is {stage}: load the checkpoint into such a model first, and call "
             f"{'convert' if observed else 'prepare and convert, or quantize_dynamic,'} after that."
         )
 

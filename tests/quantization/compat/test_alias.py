@@ -112,7 +112,8 @@ def test_a_program_runs_unedited_without_torch_ao():
         del torch.ao
         class Block:
             def find_spec(self, name, path=None, target=None):
-                if name.startswith(("torch.ao", "torch.quantization", "torch.nn.quantized", "torch.nn.intrinsic")):
+                gone = "torch.ao", "torch.quantization", "torch.nn.quantized", "torch.nn.intrinsic"
+                if name.startswith(gone):
                     raise ImportError(f"blocked: {name}")
         sys.meta_path.insert(0, Block())
         warnings.simplefilter("error")

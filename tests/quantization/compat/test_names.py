@@ -28,6 +28,7 @@ NOT_OURS = {
     "torch.ao.quantization.utils:method_list": FX,
     "torch.ao.quantization.utils:module_type_list": FX,
     "torch.ao.quantization.quantize:_propagate_qconfig_helper": "one step of a recursion that we have not",
+    "torch.ao.ns._numeric_suite:_get_logger_dict_helper": "one step of a recursion that we have not",
     "torch.ao.nn.intrinsic.qat.modules.conv_fused:_BN_CLASS_MAP": "a table of torch's own batch norms",
 }
 OURS = ("observers", "mappings", "quantization")

@@ -128,7 +128,8 @@ class Calls:
 
 @pytest.mark.parametrize("write", [lambda o: pickled(o), lambda o: io.BytesIO(pickle.dumps(o))])
 @pytest.mark.parametrize(
-    "function", [os.system, eval, exec, getattr, print, __import__, quantization.quantize, torch.load, module_named]
+    "function",
+    [os.system, eval, exec, getattr, print, __import__, quantization.quantize, torch.load, module_named],
 )
 def test_no_function_of_a_file_is_called(function: Any, write: Any) -> None:
     with pytest.raises(quantization.QuantizationError, match="which is neither a layer of torch"):
