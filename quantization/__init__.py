@@ -80,6 +80,7 @@ from quantization.checkpoint import load as load, save as save
 from quantization.distributed import sync_observers as sync_observers
 from quantization.engine.propagate import propagate_qconfig_ as propagate_qconfig_
 from quantization.engine.swap import swap_module as swap_module
+from quantization.equalization import equalize as equalize
 from quantization.errors import (
     InvalidRequest as InvalidRequest,
     QuantizationError as QuantizationError,
