@@ -3,7 +3,8 @@
 For output channel i of the first layer with range r1_i, and input channel i of the second with range r2_i,
 the first is divided and the second multiplied by s_i = sqrt(r1_i / r2_i): both ranges become
 sqrt(r1_i * r2_i), and with ReLU or nothing in between the model computes the same. Source: Nagel et al.,
-Data-Free Quantization Through Weight Equalization and Bias Correction (2019). The names are those of torch.ao.quantization._equalize.
+Data-Free Quantization Through Weight Equalization and Bias Correction (2019). The names are those of
+torch.ao.quantization._equalize.
 """
 
 from __future__ import annotations
