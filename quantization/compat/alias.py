@@ -9,7 +9,8 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from mappings.resolve import load
-from quantization.compat.names import LEGACY, RENAMED, SOURCES
+from quantization.backends.decomposed import register
+from quantization.compat.names import DECOMPOSED, LEGACY, RENAMED, SOURCES
 
 _ABSENT = object()
 
@@ -155,6 +156,10 @@ def alias_torch_ao() -> Alias:
     for name in sorted(SOURCES):
         if name != "torch.ao" or "torch.ao" not in sys.modules:
             alias._install(name, _alias_module(name))
+    if _original("torch.ao.quantization.fx") is None:
+        register()
+        for name, sources in DECOMPOSED.items():
+            alias._install(name, _AliasModule(name, [load(source) for source in sources], None))
     for legacy, current in LEGACY.items():
         for name in sorted(SOURCES):
             if name == current or name.startswith(current + "."):

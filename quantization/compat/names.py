@@ -118,6 +118,12 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "torch.ao.nn.sparse.quantized.dynamic.linear": _SPARSE_DYNAMIC,
 }
 
+# What torch's compiler imports for the operators that it registers; served only where torch.ao has it not.
+DECOMPOSED: dict[str, tuple[str, ...]] = {
+    "torch.ao.quantization.fx": (),
+    "torch.ao.quantization.fx._decomposed": ("quantization.backends.decomposed",),
+}
+
 # Older names of the same modules: prefix -> prefix.
 LEGACY: dict[str, str] = {
     "torch.quantization._numeric_suite": "torch.ao.ns._numeric_suite",

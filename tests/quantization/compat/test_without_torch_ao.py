@@ -186,3 +186,22 @@ def test_usage_is_shown_where_there_is_no_program(arguments: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=root)
     assert done.returncode == 1
     assert done.stderr.startswith("usage: python -m quantization.compat")
+
+
+def test_the_default_compiler_works() -> None:
+    """It imports torch.ao for operators, which we register in its place."""
+    out = run(
+        GONE
+        + """
+import quantization.compat
+from torch import nn
+quantization.compat.alias_torch_ao()
+import torch.ao.quantization as tq
+warnings.simplefilter("ignore")
+model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.randn(2, 4)
+print(torch.allclose(torch.compile(model)(x), model(x), atol=1e-5))
+quantized = tq.quantize_dynamic(model)
+print(torch.equal(torch.compile(quantized)(x), quantized(x)))
+"""
+    )
+    assert out.split() == ["True", "True"]
