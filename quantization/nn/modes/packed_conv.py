@@ -25,6 +25,7 @@ from quantization.nn.modes.state import (
     take,
 )
 from quantization.nn.modes.weighted import WeightedQuantizedModule
+from quantization.nn.packaging import ExternalCode
 
 Sizes = int | Sequence[int]
 _PADDING_ARGUMENTS = ("padding", "padding_mode", "kernel_size", "dilation", "stride")
@@ -44,7 +45,7 @@ _PICKLED_BY_TORCH_AO = (
 )
 
 
-class PackedConv(WeightedQuantizedModule):
+class PackedConv(ExternalCode, WeightedQuantizedModule):
     """Storage of a convolution: `_packed_params`, the geometry, an output scale and zero point.
 
     State dict (version 1): `weight`, `bias` (or None), `scale`, `zero_point`.

@@ -18,9 +18,10 @@ from quantization.nn.modes.state import (
     take,
 )
 from quantization.nn.modes.weighted import WeightedQuantizedModule
+from quantization.nn.packaging import ExternalCode
 
 
-class PackedLinearParams(nn.Module):
+class PackedLinearParams(ExternalCode, nn.Module):
     """The packed weight and bias of a linear layer, as int8 or float16 (`dtype`).
 
     State dict: `dtype` and `_packed_params`, the pair `(weight, bias)`. Versions: 1 has `weight` and `bias`

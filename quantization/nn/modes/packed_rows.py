@@ -16,6 +16,7 @@ from typing_extensions import Self
 from quantization.backends.ops import PackedOps
 from quantization.errors import InvalidRequest, Unsupported
 from quantization.nn.modes.state import same_shape, take
+from quantization.nn.packaging import ExternalCode
 
 ROW_DTYPES = (torch.quint8, torch.quint4x2)
 
@@ -79,7 +80,7 @@ def _weight(ops: PackedOps) -> Any:
     return torch.jit.export(_weight)
 
 
-class PackedRows(nn.Module):
+class PackedRows(ExternalCode, nn.Module):
     """The packed weight of an embedding; `dtype` is that of the weight, quint8 or quint4x2.
 
     State dict, version 1: `dtype` and `_packed_weight`, the quantized matrix. A cell states its `ops`.

@@ -19,6 +19,7 @@ from quantization.backends import torch_quantized as q
 from quantization.errors import InvalidRequest, Unsupported
 from quantization.nn.calibrated import seen
 from quantization.nn.modes.state import packing, plain_weight, same_shape, take
+from quantization.nn.packaging import ExternalCode
 from quantization.qparams import quantize_weight
 
 GATES: dict[str, int] = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -159,7 +160,7 @@ def cell_params(weights: CellWeights, dtype: torch.dtype, reduce_range: bool) ->
     return q.cell_params_int8(ih, hh, weights.bias_ih, weights.bias_hh, reduce_range)
 
 
-class PackedParameter(nn.Module):
+class PackedParameter(ExternalCode, nn.Module):
     """One `cell_params` record as a module, so that it has a place in the state dict, as `param`."""
 
     def __init__(self, param: Any) -> None:
