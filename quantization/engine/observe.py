@@ -213,11 +213,17 @@ def _prepare_children(observed: nn.Module, site: Site, plan: Plan) -> None:
         observed._modules[name] = attach(child.module, plan)
 
 
+def _is_fused_unit(site: Site, plan: Plan) -> bool:
+    """Fused modules are observed as a whole. A root of a type not listed is a container."""
+    is_root = not site.path
+    return isinstance(site.module, FusedModule) and not (is_root and site.type not in plan.leaves)
+
+
 RULES: tuple[Rule, ...] = (
     Rule("skipped", lambda site, plan: type(site.module) in plan.skipped, _leave),
     Rule("observed", lambda site, plan: is_observed(site.module), _leave),
     Rule("slot", lambda site, plan: isinstance(site.module, ObserverSlot), _fill_slot),
-    Rule("fused", lambda site, plan: isinstance(site.module, FusedModule), _observe),
+    Rule("fused", _is_fused_unit, _observe),
     Rule("unit", lambda site, plan: site.type in plan.units, _observe),
     Rule(
         "fixed range",

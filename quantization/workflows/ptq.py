@@ -215,7 +215,8 @@ def convert_modules(
 
     def whole(site: Site) -> bool:
         if isinstance(site.module, FusedModule):
-            return True
+            is_container = not site.path and site.type not in mapping and not is_observed(site.module)
+            return not is_container
         return site.type in custom and not (by_parts and isinstance(site.module, Composite))
 
     return rewrite(model, swap, whole)

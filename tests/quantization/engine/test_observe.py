@@ -51,7 +51,7 @@ def with_qconfig(module: nn.Module, qconfig: QConfig = default_qconfig) -> nn.Mo
 
 
 def rule_name(module: nn.Module, plan: Plan = PLAN) -> str | None:
-    rule = rule_for(Site(with_qconfig(module), ""), plan)
+    rule = rule_for(Site(with_qconfig(module), "layer"), plan)
     return rule and rule.name
 
 
@@ -128,7 +128,7 @@ def test_dequant_stub_is_never_observed():
 
 
 def test_a_fused_module_is_observed_as_a_whole():
-    fused = attach(with_qconfig(FusedModule(nn.Linear(2, 2), nn.ReLU())), PLAN)
+    (fused,) = attach(nn.Sequential(with_qconfig(FusedModule(nn.Linear(2, 2), nn.ReLU()))), PLAN)
     assert is_observed(fused)
     assert not is_observed(fused[0])
 

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import quantization as q
-from quantization.nn import quantized
+from quantization.markers import FusedModule
+from quantization.nn import fused, quantized
 from quantization.nn.functional_modules import FloatFunctional
 
 
@@ -299,3 +300,40 @@ def test_default_eval_fn_runs_the_inputs():
 def test_what_is_no_module_is_refused(call: Callable[[object], object]):
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module, got str"):
         call("model")
+
+
+class TwoInputs(FusedModule):
+    """A fused type of the user's own, which no table lists."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self[0](x) + y
+
+
+def test_a_fused_root_that_no_table_lists_is_a_container() -> None:
+    model = TwoInputs(fused.ConvReLU2d(nn.Conv2d(1, 2, 3), nn.ReLU())).eval()
+    model.qconfig = q.get_default_qconfig()
+    prepared = q.prepare(model)
+    assert not hasattr(prepared, "activation_post_process")
+    y = prepared(DATA, torch.zeros(1))
+    converted = q.convert(prepared)
+    assert type(converted) is TwoInputs
+    assert type(converted[0]) is quantized.ConvReLU2d
+    assert converted[0].scale == pytest.approx(y.max().item() / 127, rel=0.2)
+
+
+def test_a_fused_root_that_a_table_lists_is_one_unit() -> None:
+    model = fused.ConvReLU2d(nn.Conv2d(1, 2, 3), nn.ReLU()).eval()
+    model.qconfig = q.get_default_qconfig()
+    prepared = q.prepare(model)
+    prepared(DATA)
+    assert type(q.convert(prepared)) is quantized.ConvReLU2d
+
+
+def test_a_fused_module_below_the_root_that_no_table_lists_stays_float() -> None:
+    model = nn.Sequential(FusedModule(nn.Conv2d(1, 2, 3))).eval()
+    model.qconfig = q.get_default_qconfig()
+    prepared = q.prepare(model)
+    prepared(DATA)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert type(q.convert(prepared)[0][0]) is nn.Conv2d
