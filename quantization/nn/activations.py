@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -156,9 +157,10 @@ class PReLU(NumberCell):
     """Quantized `nn.PReLU`: one slope, or one per channel of dimension 1.
 
     The slopes are quantized with the observer of `qconfig.weight` where that is a per-tensor quint8 one, as
-    the kernel wants; otherwise by their own range. Either is widened to hold 1, because the kernel multiplies
-    positive inputs by 1 in the codes of the slopes. (torch.ao widens nothing, so that positive inputs shrink,
-    and takes the parameters of any observer for quint8, so that negative slopes become 0.)
+    the kernel wants; otherwise by their own range. The kernel multiplies positive inputs by 1 in the codes of
+    the slopes: where those end below 1, the range is widened to hold it. (torch.ao widens nothing, so that
+    positive inputs shrink, and takes the parameters of any observer for quint8, so that negative slopes
+    become 0.)
     """
 
     _QPARAMS = ("output_scale", "output_zero_point")
@@ -247,5 +249,14 @@ def _quantized_slopes(mod: nn.PReLU) -> Tensor:
     if kind not in ((torch.quint8, torch.per_tensor_affine), (torch.quint8, torch.per_tensor_symmetric)):
         observer = MinMaxObserver(dtype=torch.quint8)
     observer = observer.to(weight.device)
-    observer(torch.cat([weight, weight.new_ones(1)]))
+    widened = copy.deepcopy(observer)
+    observer(weight)
+    if not _has_code_for_one(observer):
+        widened(torch.cat([weight, weight.new_ones(1)]))
+        observer = widened
     return quantize_weight(weight, observer)
+
+
+def _has_code_for_one(observer: Any) -> bool:
+    scale, zero_point = observer.calculate_qparams()
+    return 1 / float(scale) + int(zero_point) < torch.iinfo(torch.uint8).max + 0.5

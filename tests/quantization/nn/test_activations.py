@@ -97,6 +97,18 @@ def test_prelu_passes_positive_values(engine: str, slope: float, weight: Any) ->
     assert (y - expected).abs().max() <= 0.5 * new.scale + 0.01 * max(1, abs(slope)) + 0.02
 
 
+@pytest.mark.parametrize("slope", [0.6, 1.5])
+def test_prelu_keeps_the_codes_of_the_observer_where_they_express_one(engine: str, slope: float) -> None:
+    # Of 7 bits: 1 is code 127 / 0.6 = 212, beyond the observer's own codes and within those of quint8.
+    weight = MinMaxObserver.with_args(quant_min=0, quant_max=127)
+    x = torch.randn(8, 4)
+    new = activations.PReLU.from_float(observed(nn.PReLU(4, init=slope), QConfig(MinMaxObserver, weight), x))
+    assert new.weight.q_scale() == pytest.approx(slope / 127)
+    y = new(torch.quantize_per_tensor(x, 0.02, 128, torch.quint8)).dequantize()
+    expected = nn.functional.prelu(x.clamp(-2.56, 2.54), torch.tensor(slope))
+    assert (y - expected).abs().max() <= 0.5 * new.scale + 0.02 * max(1, slope) + 0.02
+
+
 @pytest.mark.parametrize("shape", [(3,), (3, 4), (2, 3, 4), (2, 3, 4, 5)], ids=lambda s: f"{len(s)}d")
 def test_softmax_without_a_dimension_chooses_as_torch_ao(shape: tuple[int, ...]) -> None:
     nnq = pytest.importorskip("torch.ao.nn.quantized")
