@@ -9,10 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantization.nn.modes.packed_conv import PackedConv
-from quantization.nn.modes.packed_linear import PackedLinearParams
-from quantization.nn.modes.packed_rows import PackedRows
-from quantization.nn.recurrent import PackedParameter, RNNCellBase
 from quantization.nn.recurrent.packed import CellWeights, cell_params
 
 
@@ -20,11 +16,11 @@ from quantization.nn.recurrent.packed import CellWeights, cell_params
 class Packing:
     """How modules of one kind keep their weights.
 
-    `attributes` are those that hold the engine's objects; `read(module)` gives plain values and tensors, and
-    `pack(module, values)` puts them into a module whose other attributes are set.
+    `attributes` hold the engine's objects, the first of them always; `read(module)` gives plain
+    values and tensors, and `pack(module, values)` puts them into a module whose other attributes are set.
     """
 
-    kind: type[nn.Module]
+    name: str
     attributes: tuple[str, ...]
     read: Callable[[Any], dict[str, Any]]
     pack: Callable[[Any, dict[str, Any]], None]
@@ -32,7 +28,13 @@ class Packing:
 
 def packing_of(module: nn.Module) -> Packing | None:
     """The entry for a module, if it has packed weights."""
-    return next((packing for packing in PACKINGS if isinstance(module, packing.kind)), None)
+    held = vars(module)
+    return next((p for p in PACKINGS if isinstance(held.get(p.attributes[0]), torch.ScriptObject)), None)
+
+
+def packing_named(name: object) -> Packing | None:
+    """The entry of that name, if there is one."""
+    return next((packing for packing in PACKINGS if packing.name == name), None)
 
 
 def _narrow(weight: Any) -> Any:
@@ -47,12 +49,12 @@ def _wide(weight: Any) -> Any:
 
 
 def _read_pair(module: Any) -> dict[str, Any]:
-    weight, bias = module._weight_bias()
-    return {"weight": _narrow(weight), "bias": bias}
+    weight, bias, *block = module._weight_bias()
+    return {"weight": _narrow(weight), "bias": bias, "block": block}
 
 
 def _pack_pair(module: Any, values: dict[str, Any]) -> None:
-    module.set_weight_bias(_wide(values["weight"]), values["bias"])
+    module.set_weight_bias(_wide(values["weight"]), values["bias"], *values["block"])
 
 
 def _read_rows(module: Any) -> dict[str, Any]:
@@ -92,14 +94,8 @@ def _pack_record(module: Any, values: dict[str, Any]) -> None:
 
 
 PACKINGS: tuple[Packing, ...] = (
-    Packing(PackedConv, ("_packed_params",), _read_pair, _pack_pair),
-    Packing(PackedLinearParams, ("_packed_params",), _read_pair, _pack_pair),
-    Packing(PackedRows, ("_packed_weight",), _read_rows, _pack_rows),
-    Packing(PackedParameter, ("param",), _read_record, _pack_record),
-    Packing(
-        RNNCellBase,
-        ("_packed_weight_ih", "_packed_weight_hh", "_packed_weight_hr"),
-        _read_cell,
-        _pack_cell,
-    ),
+    Packing("weight and bias", ("_packed_params",), _read_pair, _pack_pair),
+    Packing("rows", ("_packed_weight",), _read_rows, _pack_rows),
+    Packing("cell of a layer", ("param",), _read_record, _pack_record),
+    Packing("cell", tuple(f"_packed_weight_{part}" for part in ("ih", "hh", "hr")), _read_cell, _pack_cell),
 )

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from quantization.checkpoint.kinds import class_of, name_of
-from quantization.checkpoint.packed import Packing, packing_of
+from quantization.checkpoint.packed import Packing, packing_named, packing_of
 from quantization.checkpoint.values import CannotStore, Damaged, Reader, Writer
 from quantization.engine.observe import is_observer
 
@@ -43,6 +43,7 @@ def record_of(module: nn.Module, path: str, writer: Writer, left_out: list[str])
     }
     if packing is not None:
         read = packing.read(module)
+        record["packing"] = packing.name
         record["packed"] = {key: writer.value(_join(path, key), value) for key, value in read.items()}
     return record
 
@@ -102,6 +103,8 @@ def _fill(module: Any, record: dict[str, Any], path: str, reader: Reader) -> Non
         module.add_module(name, None if child is None else module_of(child, _join(path, name), reader))
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()
-    packing = packing_of(module)
-    if packing is not None:
+    if "packing" in record:
+        packing = packing_named(record["packing"])
+        if packing is None:
+            raise Damaged(f"'{path}' is to be packed by {record['packing']!r}, which this version cannot")
         packing.pack(module, {key: reader.value(form) for key, form in record["packed"].items()})

@@ -481,6 +481,10 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], None]] = {
     "an unknown dtype": _attribute("in_features", {"dtype": "torch.evil"}),
     "a missing tensor": _attribute("in_features", {"tensor": "no such"}),
     "a form that is empty": _attribute("in_features", {}),
+    "an unknown packing": lambda s: s["modules"]["0"]["children"]["_packed_params"].update(packing="evil"),
+    "a packing of another kind": lambda s: s["modules"]["0"]["children"]["_packed_params"].update(
+        packing="cell"
+    ),
     "no children": _record("children", None),
     "an unpackable child": lambda s: s["modules"]["0"]["children"]["_packed_params"].pop("packed"),
     "a weight that is none": lambda s: s["modules"]["0"]["children"]["_packed_params"]["packed"].update(
