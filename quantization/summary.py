@@ -11,7 +11,7 @@ from torch import nn
 
 from observers.state import has_seen_data
 from quantization.engine.observe import is_observed
-from quantization.engine.swap import AS_IS, FLOAT_TYPE, STAYED_FLOAT
+from quantization.engine.swap import AS_IS, FLOAT_TYPE, OUTPUT_KIND, STAYED_FLOAT, kind_text
 from quantization.engine.tree import Site, is_leaf, walk
 from quantization.markers import FusedModule
 from quantization.nn.modes.dynamic import Dynamic
@@ -127,16 +127,16 @@ def _weight(module: nn.Module) -> str:
     """dtype and qscheme of the weight as stored, or as its fake quantizer will make it."""
     fake_quantizer = module._modules.get("weight_fake_quant")
     if fake_quantizer is not None:
-        return _kind(fake_quantizer.dtype, getattr(fake_quantizer, "qscheme", None))
+        return kind_text(fake_quantizer.dtype, getattr(fake_quantizer, "qscheme", None))
     if hasattr(module, "weight_qscheme"):
-        return _kind(module.weight_dtype, module.weight_qscheme)
+        return kind_text(module.weight_dtype, module.weight_qscheme)
     packed = module._modules.get("_packed_params")
     weight = _one_weight(module)
     if isinstance(weight, torch.Tensor) and weight.is_quantized:
-        return _kind(weight.dtype, weight.qscheme())
+        return kind_text(weight.dtype, weight.qscheme())
     if isinstance(module, (RNNBase, RNNCellBase)):
-        return _kind(torch.float16, None)
-    return _kind(packed.dtype, None) if packed is not None else ""
+        return kind_text(torch.float16, None)
+    return kind_text(packed.dtype, None) if packed is not None else ""
 
 
 def _one_weight(module: Any) -> Any:
@@ -148,21 +148,17 @@ def _one_weight(module: Any) -> Any:
 
 
 def _activation(module: nn.Module, weight: str) -> str:
-    """dtype and qscheme that the observer is for, or the qparams of a converted module."""
+    """dtype and qscheme that the observer is for; of a converted module, also scale and zero point."""
     observer = module._modules.get("activation_post_process")
     if is_observed(module) and observer is not None:
-        return _kind(observer.dtype, getattr(observer, "qscheme", None))
+        return kind_text(observer.dtype, getattr(observer, "qscheme", None))
     if isinstance(module, (Dynamic, RNNBase, RNNCellBase)):
         return "float" if weight == "float16" else "quantized per call"
     scale, zero_point = getattr(module, "scale", None), getattr(module, "zero_point", None)
     if not hasattr(module, FLOAT_TYPE) or scale is None or zero_point is None:
         return ""
-    return f"scale={float(scale):.4g} zero_point={int(zero_point)}"
-
-
-def _kind(dtype: Any, qscheme: Any) -> str:
-    words = [str(word).removeprefix("torch.") for word in (dtype, qscheme) if word is not None]
-    return " ".join(words)
+    kind = getattr(module, OUTPUT_KIND, "")
+    return f"{kind} scale={float(scale):.4g} zero_point={int(zero_point)}".lstrip()
 
 
 def _note(module: nn.Module, runs: int) -> str:

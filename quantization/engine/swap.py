@@ -20,10 +20,12 @@ from quantization.engine.weight_hooks import computes_weight
 from quantization.errors import InvalidRequest, QuantizationError
 from quantization.qparams import get_qparam_dict
 
-# Where the report keeps what a module was, why it was not swapped, and by which qconfig it was: plain strings
-# on the module itself, so that they survive copies and travel with a submodule.
+# Where the report keeps what a module was, why it was not swapped, by which qconfig it was, and what its
+# output is quantized to: plain strings on the module itself, so that they survive copies and travel with a
+# submodule.
 FLOAT_TYPE = "_float_type"
 STAYED_FLOAT = "_stayed_float"
+OUTPUT_KIND = "_output_kind"
 QCONFIG = "_qconfig_text"
 AS_IS = "works on quantized tensors as it is"
 
@@ -116,4 +118,17 @@ def _carry_over(mod: nn.Module, swapped: nn.Module) -> None:
     if device is not None:
         swapped.to(device)
     setattr(swapped, FLOAT_TYPE, getattr(mod, FLOAT_TYPE, type(mod).__name__))
+    observer = mod._modules.get("activation_post_process")
+    if observer is not None and hasattr(observer, "dtype"):
+        setattr(swapped, OUTPUT_KIND, kind_text(observer.dtype, getattr(observer, "qscheme", None)))
     setattr(swapped, QCONFIG, qconfig_text(mod.qconfig))
+
+
+def kind_text(dtype: Any, qscheme: Any) -> str:
+    """A dtype and a qscheme, either of which may be None, in words.
+
+    >>> import torch
+    >>> kind_text(torch.qint8, torch.per_tensor_affine)
+    'qint8 per_tensor_affine'
+    """
+    return " ".join(str(word).removeprefix("torch.") for word in (dtype, qscheme) if word is not None)

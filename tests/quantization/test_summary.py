@@ -62,7 +62,7 @@ def test_a_converted_model_shows_what_became_of_each_module():
     fused = table["1.0"]
     assert (fused.float_type, fused.now, fused.state) == ("LinearReLU", "QuantizedLinearReLU", "quantized")
     assert fused.weight == "qint8 per_channel_affine"
-    assert fused.activation.startswith("scale=")
+    assert fused.activation.startswith("quint8 per_tensor_affine scale=")
     assert (table["3"].state, table["3"].note) == ("float", "no qconfig")
     assert "no counterpart in the mapping for Tanhshrink" in table["2"].note
     assert (table["1.1"].now, table["1.1"].state) == ("Identity", "as is")
