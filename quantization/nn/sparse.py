@@ -16,6 +16,7 @@ from quantization.nn.modes.block_sparse import (
     BlockSparseLinear,
     LinearBlockSparsePattern as LinearBlockSparsePattern,
     LinearPackedParams as LinearPackedParams,
+    _is_valid_linear_block_sparse_pattern as _is_valid_linear_block_sparse_pattern,
 )
 from quantization.nn.modes.state import load_output_qparams, save_output_qparams
 from quantization.nn.static_cell import expect_quantized
@@ -25,7 +26,7 @@ _run = SPARSE_LINEAR.run
 
 
 class Linear(BlockSparseLinear):
-    """A linear layer with a block-sparse int8 weight: quint8 to quint8, on the engine fbgemm, blocks of 1 x 4.
+    """A linear layer with a block-sparse int8 weight: quint8 to quint8, on fbgemm, with blocks of 1 x 4.
 
     State dict, version 1: `scale`, `zero_point`, then those of `_packed_params`.
     """
@@ -87,8 +88,8 @@ class Linear(BlockSparseLinear):
         block = getattr(mod, "sparse_params", {}).get("sparse_block_shape")
         if block is None:
             raise InvalidRequest(
-                "Expecting the Linear to have `sparse_params` with 'sparse_block_shape', such as (1, 4). Make "
-                "sure you have provided arguments in the "
+                "Expecting the Linear to have `sparse_params` with 'sparse_block_shape', such as (1, 4). "
+                "Make sure you have provided arguments in the "
                 '`sparsifier.squash_mask(params_to_save=("sparse_block_shape",))` method.'
             )
         found = calibrated(mod, use_precomputed_fake_quant)

@@ -1,4 +1,4 @@
-"""Dynamically quantized layers with block-sparse weights; the names of torch.ao.nn.sparse.quantized.dynamic."""
+"""Dynamically quantized layers with block-sparse weights; torch.ao.nn.sparse.quantized.dynamic's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block-sparse linear layers: torch.ao's numbers and state-dict keys, and state that survives every way to save it."""
+"""Block-sparse linear layers: torch.ao's numbers and keys, and state that survives every way to save it."""
 
 from __future__ import annotations
 
