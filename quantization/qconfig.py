@@ -8,16 +8,13 @@ and in whether quantization is simulated while training (the `qat` ones).
 from __future__ import annotations
 
 import warnings
-import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from observers import (
-    FakeQuantize,
+    FakeQuantize as FakeQuantize,
     FakeQuantizeBase,
     FusedMovingAvgObsFakeQuantize,
     HistogramObserver,
@@ -37,10 +34,10 @@ from observers import (
     default_float_qparams_observer,
     default_float_qparams_observer_4bit,
     default_fused_act_fake_quant,
-    default_fused_per_channel_wt_fake_quant,
+    default_fused_per_channel_wt_fake_quant as default_fused_per_channel_wt_fake_quant,
     default_fused_wt_fake_quant,
     default_observer,
-    default_per_channel_weight_fake_quant,
+    default_per_channel_weight_fake_quant as default_per_channel_weight_fake_quant,
     default_per_channel_weight_observer,
     default_placeholder_observer,
     default_reuse_input_observer,
@@ -53,6 +50,18 @@ from observers import (
 )
 from observers.factory import factories_equal
 from quantization.errors import FamiliarError, InvalidRequest, QuantizationWarning
+from quantization.qconfig_binding import (
+    _DeviceOf as _DeviceOf,  # pickles of prepared models name it here
+    on_device_of,
+    sample,
+)
+from quantization.qconfig_engines import (
+    ENGINES,
+    default_engine as default_engine,
+    engine_named,
+    has_vnni,
+    usable_engines as usable_engines,
+)
 
 
 class _Factories(NamedTuple):
@@ -186,77 +195,8 @@ _default_quint8_placeholder_qconfig = QConfig(
 )
 
 
-@dataclass(frozen=True)
-class _EngineDefaults:
-    """What suits an engine's kernels: a qconfig for calibration, and one per version for training."""
-
-    static: QConfig
-    qat: tuple[QConfig, QConfig]
-
-
-def _simulated(fake_quantize: type[FakeQuantize], **keywords: Any) -> Any:
-    """A fake quantizer of unsigned 8-bit activations."""
-    return fake_quantize.with_args(
-        observer=MovingAverageMinMaxObserver, quant_min=0, quant_max=255, **keywords
-    )
-
-
-# x86 kernels without VNNI add pairs of products in 16 bits, hence seven-bit activations (reduce_range).
-_X86 = _EngineDefaults(
-    static=QConfig(HistogramObserver.with_args(reduce_range=True), default_per_channel_weight_observer),
-    qat=(
-        QConfig(_simulated(FakeQuantize, reduce_range=True), default_per_channel_weight_fake_quant),
-        QConfig(
-            _simulated(FusedMovingAvgObsFakeQuantize, reduce_range=True),
-            default_fused_per_channel_wt_fake_quant,
-        ),
-    ),
-)
-_ENGINES: dict[str, _EngineDefaults] = {
-    "fbgemm": _X86,
-    "x86": _X86,
-    "qnnpack": _EngineDefaults(
-        static=QConfig(HistogramObserver.with_args(reduce_range=False), default_weight_observer),
-        qat=(
-            QConfig(_simulated(FakeQuantize, reduce_range=False), default_weight_fake_quant),
-            QConfig(
-                _simulated(FusedMovingAvgObsFakeQuantize, reduce_range=False), default_fused_wt_fake_quant
-            ),
-        ),
-    ),
-    "onednn": _EngineDefaults(
-        static=QConfig(HistogramObserver.with_args(reduce_range=False), default_per_channel_weight_observer),
-        qat=(
-            QConfig(_simulated(FakeQuantize), default_per_channel_weight_fake_quant),
-            QConfig(_simulated(FusedMovingAvgObsFakeQuantize), default_fused_per_channel_wt_fake_quant),
-        ),
-    ),
-}
-# Best first, for a machine whose current engine is unusable.
-_PREFERENCE = ("x86", "fbgemm", "onednn", "qnnpack")
-
-
-def usable_engines() -> list[str]:
-    """The quantized engines of this machine's torch, best first.
-
-    >>> set(usable_engines()) <= {"x86", "fbgemm", "onednn", "qnnpack"}
-    True
-    """
-    supported = torch.backends.quantized.supported_engines
-    return [name for name in _PREFERENCE if name in supported]
-
-
-def default_engine() -> str:
-    """The engine that quantized models run on here: torch's current one, else the best that this machine has.
-
-    A machine without any gets 'x86', because a qconfig may be made on another machine than the one it is for.
-
-    >>> default_engine() in ("x86", "fbgemm", "onednn", "qnnpack")
-    True
-    """
-    usable = usable_engines()
-    current = torch.backends.quantized.engine
-    return current if current in usable else next(iter(usable), "x86")
+_STATIC = {name: QConfig(*factories.static) for name, factories in ENGINES.items()}
+_TRAINING = {name: [QConfig(*pair) for pair in factories.qat] for name, factories in ENGINES.items()}
 
 
 def get_default_qconfig(backend: str | None = None, version: int = 0) -> QConfig:
@@ -272,19 +212,19 @@ def get_default_qconfig(backend: str | None = None, version: int = 0) -> QConfig
     >>> get_default_qconfig("qnnpack").weight().qscheme
     torch.per_tensor_symmetric
     """
-    name = _engine_name(backend)
+    name = engine_named(backend)
     if version != 0:
         raise InvalidRequest(
             f"Version number: {version} in get_default_qconfig is not supported. Version number must be 0"
         )
-    if name == "onednn" and not _has_vnni():
+    if name == "onednn" and not has_vnni():
         warnings.warn(
             "the default qconfig of onednn uses all eight bits of activations, and this CPU has no VNNI "
             "instructions: sums may overflow and cost accuracy; get_default_qconfig('x86') leaves a bit free",
             QuantizationWarning,
             stacklevel=2,
         )
-    return _ENGINES[name].static
+    return _STATIC[name]
 
 
 def get_default_qat_qconfig(backend: str | None = None, version: int = 1) -> QConfig:
@@ -300,37 +240,13 @@ def get_default_qat_qconfig(backend: str | None = None, version: int = 1) -> QCo
     >>> type(get_default_qat_qconfig("x86").activation()).__name__
     'FusedMovingAvgObsFakeQuantize'
     """
-    name = _engine_name(backend)
+    name = engine_named(backend)
     if version not in (0, 1):
         raise InvalidRequest(
             f"Version number: {version} in get_default_qat_qconfig is not supported. "
             "Version number must be 0 or 1"
         )
-    return _ENGINES[name].qat[version]
-
-
-def _engine_name(backend: str | None) -> str:
-    """The engine meant, with a warning if this machine cannot run it."""
-    if backend is None:
-        return default_engine()
-    usable = usable_engines()
-    here = f"this machine has {usable or 'none of them'}"
-    if backend not in _ENGINES:
-        raise InvalidRequest(
-            f"backend: {backend} not supported. backend must be one of {list(_ENGINES)}; {here}"
-        )
-    if backend not in usable:
-        warnings.warn(
-            f"a qconfig for {backend} was made, but {here}: models converted here will not run on {backend}",
-            QuantizationWarning,
-            stacklevel=3,
-        )
-    return backend
-
-
-def _has_vnni() -> bool:
-    """Whether the CPU has the instructions; True on versions of torch that cannot tell."""
-    return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: True)())
+    return _TRAINING[name][version]
 
 
 def qconfig_equals(q1: QConfigAny, q2: QConfigAny) -> bool:
@@ -351,7 +267,7 @@ def assert_valid_qconfig(qconfig: QConfigAny, mod: nn.Module) -> None:
     """
     if qconfig is None or qconfig.weight is None or not isinstance(mod, _CONV_TRANSPOSE):
         return
-    weight_observer = _sample(qconfig.weight)
+    weight_observer = sample(qconfig.weight)
     if isinstance(weight_observer, (PerChannelMinMaxObserver, MovingAveragePerChannelMinMaxObserver)):
         raise FamiliarError(
             "Per channel weight observer is not supported yet for ConvTranspose{n}d.",  # sic, braces and all
@@ -361,47 +277,6 @@ def assert_valid_qconfig(qconfig: QConfigAny, mod: nn.Module) -> None:
 
 
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-
-
-def _sample(factory: Any) -> Any:
-    """An observer made only to be looked at; its warnings are for the one that will be used."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return factory()
-
-
-class _DeviceOf:
-    """Computes the `factory_kwargs` of an observer: the device its module is on when the observer is made.
-
-    The module is referred to weakly, so that a qconfig keeps no replaced module alive; a deep copy or an
-    unpickled copy of the module has a qconfig that refers to the copy.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module: Callable[[], nn.Module | None] = weakref.ref(module)
-
-    def __call__(self) -> dict[str, torch.device] | None:
-        module = self._module()
-        if module is None:
-            return None
-        devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
-        real = devices - {torch.device("meta")} or devices
-        return {"device": real.pop()} if len(real) == 1 else None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _DeviceOf:
-        module = self._module()
-        return self if module is None else _DeviceOf(memo.get(id(module), module))
-
-    def __getstate__(self) -> tuple[nn.Module | None]:
-        return (self._module(),)
-
-    def __setstate__(self, state: tuple[nn.Module | None]) -> None:
-        (module,) = state
-        self._module = _nothing if module is None else weakref.ref(module)
-
-
-def _nothing() -> None:
-    """What a dead weak reference returns."""
 
 
 def bind_to_device(qconfig: QConfigAny, module: nn.Module | None) -> QConfigAny:
@@ -415,20 +290,12 @@ def bind_to_device(qconfig: QConfigAny, module: nn.Module | None) -> QConfigAny:
     """
     if qconfig is None or module is None:
         return qconfig
-
-    def bound(factory: Any) -> Any:
-        try:
-            _sample(factory.with_args(factory_kwargs=None))
-        except (AttributeError, TypeError):
-            return factory
-        return factory.with_callable_args(factory_kwargs=_DeviceOf(module))
-
-    return QConfig(bound(qconfig.activation), bound(qconfig.weight))
+    return QConfig(on_device_of(module, qconfig.activation), on_device_of(module, qconfig.weight))
 
 
 def _activation_is_memoryless(qconfig: QConfig) -> bool:
     """Whether the activation observer forgets earlier batches, as dynamic QAT needs."""
-    observer = _sample(qconfig.activation)
+    observer = sample(qconfig.activation)
     if isinstance(observer, FakeQuantizeBase):
         observer = getattr(observer, "activation_post_process", observer)
     return getattr(observer, "averaging_constant", None) == 1
@@ -438,8 +305,8 @@ def _is_reuse_input_qconfig(qconfig: QConfigAny) -> bool:
     """Whether the output shall keep the quantization parameters of the input."""
     if qconfig is None:
         return False
-    return isinstance(_sample(qconfig.activation), ReuseInputObserver) and isinstance(
-        _sample(qconfig.weight), NoopObserver
+    return isinstance(sample(qconfig.activation), ReuseInputObserver) and isinstance(
+        sample(qconfig.weight), NoopObserver
     )
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from tests.house import MODULES, PACKAGES
 
-BASE = ("errors", "qconfig", "qconfig_mapping", "quant_type", "qparams", "markers", "stubs")
+QCONFIG = ("qconfig", "qconfig_binding", "qconfig_engines", "qconfig_mapping")
+BASE = ("errors", *QCONFIG, "quant_type", "qparams", "markers", "stubs")
 ROOMS = ("engine", "backends", "nn", "workflows", "torchscript", "compat")  # other modules are tools
 
 # Which rooms a room may import from, besides itself. Read from below: strictly downward.

@@ -19,7 +19,7 @@ _QUANTIZABLE = (_NN + "quantizable",)
 _WORKFLOWS = tuple("quantization.workflows." + name for name in ("ptq", "qat", "dynamic", "tables"))
 _ENGINE = tuple("quantization.engine." + name for name in ("propagate", "swap", "observe", "tree"))
 _FUSING = ("quantization.workflows.fusing", "quantization.workflows.fuser_methods")
-_QCONFIG = ("quantization.qconfig",)
+_QCONFIG = tuple("quantization." + name for name in ("qconfig", "qconfig_engines", "qconfig_binding"))
 _QUANT_TYPE = ("quantization.quant_type",)
 _TORCHSCRIPT = tuple("quantization.torchscript." + name for name in ("graph", "ondevice", "checks"))
 

@@ -21,7 +21,7 @@ from observers import (
     default_per_channel_weight_observer,
     default_weight_observer,
 )
-from quantization import qconfig as qconfigs
+from quantization import qconfig as qconfigs, qconfig_engines
 from quantization.errors import InvalidRequest, QuantizationWarning
 from quantization.qconfig import (
     QConfig,
@@ -53,7 +53,7 @@ def theirs() -> Any:
 def all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has every engine and VNNI, so that no default warns."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
-    monkeypatch.setattr(qconfigs, "usable_engines", lambda: list(KNOWN))
+    monkeypatch.setattr(qconfig_engines, "usable_engines", lambda: list(KNOWN))
 
 
 def test_there_are_as_many_defaults_as_in_torch_ao() -> None:
@@ -174,17 +174,17 @@ def test_an_unknown_version_is_refused(getter: Any, version: int) -> None:
 def test_an_engine_that_this_machine_lacks_works_but_says_so(
     getter: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qconfigs, "usable_engines", lambda: ["qnnpack"])
+    monkeypatch.setattr(qconfig_engines, "usable_engines", lambda: ["qnnpack"])
     with pytest.warns(
         QuantizationWarning, match=r"for fbgemm was made, but this machine has \['qnnpack'\]"
     ) as seen:
         qconfig = getter("fbgemm")
-    assert qconfig in (qconfigs._X86.static, *qconfigs._X86.qat)
+    assert qconfig in (qconfig_engines.X86.static, *qconfig_engines.X86.qat)
     assert seen[0].filename == __file__
 
 
 def test_onednn_without_vnni_says_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qconfigs, "usable_engines", lambda: list(KNOWN))
+    monkeypatch.setattr(qconfig_engines, "usable_engines", lambda: list(KNOWN))
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False, raising=False)
     with pytest.warns(QuantizationWarning, match=r"no VNNI.*get_default_qconfig\('x86'\)") as seen:
         get_default_qconfig("onednn")

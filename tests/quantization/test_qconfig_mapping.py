@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from quantization import qconfig as qconfigs, qconfig_mapping as mappings
+from quantization import qconfig_engines, qconfig_mapping as mappings
 from quantization.errors import InvalidRequest
 from quantization.qconfig import QConfig, default_per_channel_qconfig, default_qconfig
 from quantization.qconfig_mapping import (
@@ -33,7 +33,7 @@ def _all_engines(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
     """A machine that has every engine and VNNI, so that no default warns."""
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
     if "engine" not in request.fixturenames:
-        monkeypatch.setattr(qconfigs, "usable_engines", lambda: list(KNOWN))
+        monkeypatch.setattr(qconfig_engines, "usable_engines", lambda: list(KNOWN))
 
 
 def spelled(mapping: Any) -> dict[str, Any]:
