@@ -152,6 +152,9 @@ def alias_torch_ao() -> Alias:
     >>> MinMaxObserver.__module__
     'observers.minmax'
     """
+    # All of torch.ao first: a module of its that was imported halfway through would be built on ours.
+    for name in sorted(SOURCES):
+        _original(name)
     alias = Alias()
     for name in sorted(SOURCES):
         if name != "torch.ao" or "torch.ao" not in sys.modules:
