@@ -42,7 +42,8 @@ def shared_ranges(model: nn.Module) -> str | None:
     more = f" and {len(found) - 10} more" if len(found) > 10 else ""
     return (
         f"these modules run more than once per forward pass: {named}{more}. All their results share one "
-        "scale and zero point, which costs accuracy where ranges differ: use an instance of its own in each place"
+        "scale and zero point, which costs accuracy where ranges differ: use an instance of its own "
+        "in each place"
     )
 
 
