@@ -13,8 +13,9 @@ from quantization.nn import fused
 from quantization.nn.families.conv import CONV1D, CONV2D, CONV3D
 from quantization.nn.families.embedding import EMBEDDING, EMBEDDING_BAG
 from quantization.nn.families.linear import LINEAR
-from quantization.nn.modes.qat import QatConv, QatConvReLU, QatEmbedding, QatEmbeddingBag, QatLinear
+from quantization.nn.modes.qat import QatConv, QatConvReLU, QatLinear
 from quantization.nn.modes.qat_batchnorm import QatBatchNorm, QatConvBn, QatConvBnReLU, QatLinearBn
+from quantization.nn.modes.qat_lookup import QatEmbedding, QatEmbeddingBag
 
 __all__ = [
     "Conv1d",
