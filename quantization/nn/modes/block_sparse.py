@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from quantization.backends.torch_sparse import SPARSE_LINEAR
 from quantization.errors import InvalidRequest, Unsupported
-from quantization.nn.modes.state import packing, same_shape, take
+from quantization.nn.modes.packed_linear import PackedParams
+from quantization.nn.modes.state import packing, take
 
 _prepack = SPARSE_LINEAR.prepack
 _unpack = SPARSE_LINEAR.unpack
 
 
-class LinearPackedParams(nn.Module):
+class LinearPackedParams(PackedParams):
     """The packed weight and bias of a block-sparse linear layer.
 
     State dict, version 1: `dtype`, and `_packed_params` = (weight, bias, rows and columns of a block).
@@ -58,18 +59,6 @@ class LinearPackedParams(nn.Module):
         weight, bias, block = _unpack(self._packed_params)
         return weight, bias, block[0], block[1]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the input back; the layer that owns this child calls the operator."""
-        return x
-
-    def __repr__(self) -> str:
-        return repr(self._weight_bias())
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "dtype"] = self.dtype
-        destination[prefix + "_packed_params"] = self._weight_bias()
-
     def _load_from_state_dict(
         self,
         state_dict: Any,
@@ -84,9 +73,7 @@ class LinearPackedParams(nn.Module):
         packed = take(state_dict, prefix + "_packed_params", missing_keys)
         if dtype is not None and packed is not None:
             weight, bias, rows, columns = packed
-            shape = self._weight_bias()[0].shape
-            blank = tuple(shape) == (1, 1)
-            if blank or same_shape(prefix + "_packed_params", weight.shape, shape, error_msgs):
+            if self._fits(prefix, weight, error_msgs):
                 self.dtype = dtype
                 self.set_weight_bias(weight, bias, rows, columns)
         super()._load_from_state_dict(

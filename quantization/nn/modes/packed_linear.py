@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,34 @@ from quantization.nn.modes.weighted import WeightedQuantizedModule
 from quantization.nn.packaging import ExternalCode
 
 
-class PackedLinearParams(ExternalCode, nn.Module):
+class PackedParams(nn.Module):
+    """The child of a linear layer, dense or sparse, that holds the packed weight and bias."""
+
+    if TYPE_CHECKING:
+        # Of the subclasses. Annotations at run time would reach TorchScript.
+        dtype: torch.dtype
+        _weight_bias: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give the input back; the layer that owns this child calls the operator."""
+        return x
+
+    def __repr__(self) -> str:
+        return repr(self._weight_bias())
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "dtype"] = self.dtype
+        destination[prefix + "_packed_params"] = self._weight_bias()
+
+    def _fits(self, prefix: str, weight: Tensor, error_msgs: list[str]) -> bool:
+        """Whether a loaded weight has the shape of the present one, or that is the one of a new child."""
+        present = self._weight_bias()[0].shape
+        stand_in = present == (1, 1)
+        return stand_in or same_shape(prefix + "_packed_params", weight.shape, present, error_msgs)
+
+
+class PackedLinearParams(ExternalCode, PackedParams):
     """The packed weight and bias of a linear layer, as int8 or float16 (`dtype`).
 
     State dict: `dtype` and `_packed_params`, the pair `(weight, bias)`. Versions: 1 has `weight` and `bias`
@@ -52,18 +79,6 @@ class PackedLinearParams(ExternalCode, nn.Module):
         params.set_weight_bias(weight, bias)
         return params
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Give the input back; the layer that owns this child calls the operator."""
-        return x
-
-    def __repr__(self) -> str:
-        return repr(self._weight_bias())
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "dtype"] = self.dtype
-        destination[prefix + "_packed_params"] = self._weight_bias()
-
     def _load_from_state_dict(
         self,
         state_dict: Any,
@@ -81,11 +96,6 @@ class PackedLinearParams(ExternalCode, nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-
-    def _fits(self, prefix: str, weight: Tensor, error_msgs: list[str]) -> bool:
-        present = self._weight_bias()[0].shape
-        stand_in = present == (1, 1)
-        return stand_in or same_shape(prefix + "_packed_params", weight.shape, present, error_msgs)
 
     @staticmethod
     def _of_version(state_dict: Any, prefix: str, version: int | None, missing_keys: list[str]) -> Any:
