@@ -12,7 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import quantization
 from tests.support import quiet_jit
+
+# For the tests of on-device quantization.
+QCONFIGS = {
+    "tensor": quantization.default_dynamic_qconfig,
+    "channel": quantization.per_channel_dynamic_qconfig,
+}
+EVERYWHERE = {"": quantization.default_dynamic_qconfig}
 
 
 class Block(nn.Module):

@@ -23,14 +23,9 @@ from quantization.torchscript import (
     quantize_ondevice_dynamic_jit,
 )
 from tests.quantization.torchscript import models
-from tests.quantization.torchscript.models import Tower, TwoMethods, compiled
+from tests.quantization.torchscript.models import EVERYWHERE, QCONFIGS, Tower, TwoMethods, compiled
 from tests.support import quiet_jit
 
-QCONFIGS = {
-    "tensor": quantization.default_dynamic_qconfig,
-    "channel": quantization.per_channel_dynamic_qconfig,
-}
-EVERYWHERE = {"": quantization.default_dynamic_qconfig}
 HELPERS = ["reset_observers_forward", "observe_forward", "quantize_forward", "quantized_forward"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*qnnpack incorrectly ignores reduce_range")

@@ -18,14 +18,17 @@ from quantization.torchscript import (
     quantize_ondevice_dynamic_jit,
 )
 from tests.quantization.torchscript import models
-from tests.quantization.torchscript.models import Convolutional, Tower, TwoMethods, compiled, oracle, silent
+from tests.quantization.torchscript.models import (
+    EVERYWHERE,
+    QCONFIGS,
+    Convolutional,
+    Tower,
+    TwoMethods,
+    compiled,
+    oracle,
+    silent,
+)
 from tests.support import quiet_jit
-
-QCONFIGS = {
-    "tensor": quantization.default_dynamic_qconfig,
-    "channel": quantization.per_channel_dynamic_qconfig,
-}
-EVERYWHERE = {"": quantization.default_dynamic_qconfig}
 
 
 def _run(model, method: str, *arguments):
