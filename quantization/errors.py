@@ -23,17 +23,22 @@ def at(path: str, doing: str) -> Generator[None]:
     """
     try:
         yield
-    except QuantizationError as error:
-        if not error.path:
-            error.path, error.doing = path or "<root>", doing
-            if isinstance(error, FamiliarError):
-                _note(error, path, doing)
-        raise
     except Exception as error:
-        if not hasattr(error, "_noted"):
-            _note(error, path, doing)
-            error._noted = True  # pyright: ignore[reportAttributeAccessIssue]
+        name_place(error, path, doing)
         raise
+
+
+def name_place(error: Exception, path: str, doing: str) -> None:
+    """Write the module's path into an error, unless a call further inside has."""
+    if isinstance(error, QuantizationError):
+        if error.path:
+            return
+        error.path, error.doing = path or "<root>", doing
+        if isinstance(error, FamiliarError):
+            _note(error, path, doing)
+    elif not hasattr(error, "_noted"):
+        _note(error, path, doing)
+        error._noted = True  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _note(error: Exception, path: str, doing: str) -> None:

@@ -20,12 +20,13 @@ from quantization.engine.weight_hooks import computes_weight
 from quantization.errors import InvalidRequest, QuantizationError
 from quantization.qparams import get_qparam_dict
 
-# Where the report keeps what a module was, why it was not swapped, by which qconfig it was, and what its
-# output is quantized to: plain strings on the module itself, so that they survive copies and travel with a
-# submodule.
+# What the library writes on a module: what it was, why it was not swapped, what its output is quantized to,
+# the name it has in the model, by which qconfig it was swapped. Plain strings, so that they survive copies
+# and travel with a submodule.
 FLOAT_TYPE = "_float_type"
 STAYED_FLOAT = "_stayed_float"
 OUTPUT_KIND = "_output_kind"
+PLACE = "_place"
 QCONFIG = "_qconfig_text"
 AS_IS = "works on quantized tensors as it is"
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantization.errors import InvalidRequest, QuantizationError
+from quantization.nn.placed import Placed
 from quantization.qparams import QParams, output_qparams
 
 
@@ -90,7 +91,7 @@ def _observer_of(mod: nn.Module) -> Any:
 _STORED = (torch.quint8, torch.qint8, torch.qint32)
 
 
-class StaticCell(nn.Module):
+class StaticCell(Placed):
     """A quantized module made from a float one and the parameters of its output."""
 
     _FIELDS: ClassVar[tuple[str, ...]] = ()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from quantization.errors import QuantizationError
 from quantization.nn.modes.state import explain_other_stage
 from quantization.nn.packaging import ExternalCode
+from quantization.nn.placed import Placed
 from quantization.nn.static_cell import calibrated_output
 
 
@@ -26,7 +27,7 @@ def _expect_plain(x: Tensor) -> None:
 torch.fx.wrap("_expect_plain")
 
 
-class Quantize(ExternalCode, nn.Module):
+class Quantize(ExternalCode, Placed):
     """Quantizes a float tensor, of any float type, with one scale and zero point.
 
     Both are saved with shape `[1]`. `factory_kwargs` gives their device, and the type of the scale.

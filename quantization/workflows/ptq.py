@@ -14,7 +14,7 @@ from torch import nn
 
 from quantization.engine.observe import Plan, attach, drop_observer, has_qconfig, is_observed
 from quantization.engine.propagate import propagate_qconfig_
-from quantization.engine.swap import swap_module
+from quantization.engine.swap import PLACE, swap_module
 from quantization.engine.tree import (
     Site,
     check_model,
@@ -208,7 +208,10 @@ def convert_modules(
 
     def swap(site: Site) -> nn.Module:
         with at(site.path, "converting"):
-            return swap_module(site.module, mapping, custom, use_precomputed_fake_quant)
+            swapped = swap_module(site.module, mapping, custom, use_precomputed_fake_quant)
+        if swapped is not site.module:
+            setattr(swapped, PLACE, site.path)
+        return swapped
 
     # Reference parts do float arithmetic, which quantized ones cannot take: then the whole is quantized.
     by_parts = not any(getattr(target, "_IS_REFERENCE", False) for target in mapping.values())

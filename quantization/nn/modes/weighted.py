@@ -14,13 +14,14 @@ from quantization.backends.ops import PackedOps
 from quantization.errors import InvalidRequest
 from quantization.nn.calibrated import unwrapped
 from quantization.nn.families.family import Family, Geometry
+from quantization.nn.placed import Placed
 from quantization.nn.weight_view import ViewOf
 from quantization.qparams import quantize_weight
 
 ForwardBuilder = Callable[..., Callable[..., Tensor]]
 
 
-class WeightedQuantizedModule(nn.Module):
+class WeightedQuantizedModule(Placed):
     """Base of the quantized layers with a weight; a cell states its family, operators and float source.
 
     `class ConvReLU2d(Conv2d, ops=..., source=fused.ConvReLU2d)`: `family`, `ops`, `forward` and `source` are
