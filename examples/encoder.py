@@ -65,7 +65,9 @@ def main(width: int, layers: int, rounds: int) -> int:
     before, after = size(model), size(quantized)
     counts = quantization.summary(quantized).counts()
     print(", ".join(f"{count} modules {state}" for state, count in counts.items() if count))
-    print(f"\n{layers} layers of width {width}, evaluation mode, batch {BATCH} x {LENGTH} tokens, one thread\n")
+    print(
+        f"\n{layers} layers of width {width}, evaluation mode, batch {BATCH} x {LENGTH} tokens, one thread\n"
+    )
     print(f"{'':<10}{'float':>14}{'int8':>14}{'ratio':>10}")
     print(f"{'size':<10}{before / 2**20:>10.1f} MiB{after / 2**20:>10.1f} MiB{after / before:>10.2f}")
     print(f"{'latency':<10}{float_ms:>11.1f} ms{int8_ms:>11.1f} ms{int8_ms / float_ms:>10.2f}")

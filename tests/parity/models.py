@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ class ResidualNet(nn.Module):
         x = self.skip.add_relu(x, self.bn(self.conv(x)))
         return self.dequant(self.head(self.pool(x).flatten(1)))
 
-    fusions = [["stem.0", "stem.1", "stem.2"], ["conv", "bn"], ["head.0", "head.1"]]
+    fusions: ClassVar = [["stem.0", "stem.1", "stem.2"], ["conv", "bn"], ["head.0", "head.1"]]
     shape = (4, 3, 8, 8)
 
 
@@ -56,7 +58,7 @@ class MobileNet(nn.Module):
         x = self.g.cat([x, x], dim=1)
         return self.dequant(self.head(self.drop(x)))
 
-    fusions = [["expand.0", "expand.1"], ["depthwise.0", "depthwise.1"], ["gate.1", "gate.2"]]
+    fusions: ClassVar = [["expand.0", "expand.1"], ["depthwise.0", "depthwise.1"], ["gate.1", "gate.2"]]
     shape = (4, 3, 9, 9)
 
 
@@ -77,7 +79,7 @@ class Net1d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.dequant(self.body(self.quant(x)))
 
-    fusions = [["body.0", "body.1", "body.2"], ["body.3", "body.4"]]
+    fusions: ClassVar = [["body.0", "body.1", "body.2"], ["body.3", "body.4"]]
     shape = (4, 3, 11)
 
 
@@ -96,7 +98,7 @@ class Net3d(nn.Module):
         x = self.body(self.quant(x))
         return self.dequant(self.tail(x))
 
-    fusions = [["body.0", "body.1", "body.2"], ["body.3", "body.4"], ["tail.0", "tail.1"]]
+    fusions: ClassVar = [["body.0", "body.1", "body.2"], ["body.3", "body.4"], ["tail.0", "tail.1"]]
     shape = (2, 2, 5, 6, 7)
 
 

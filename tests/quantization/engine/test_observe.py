@@ -102,7 +102,7 @@ def test_the_observer_sees_the_output_before_user_hooks():
     linear.register_forward_hook(lambda module, args, output: output * 4)
     attach(with_qconfig(linear), PLAN)
     output = linear(torch.ones(1, 2))
-    assert list(linear._forward_hooks.values())[0] is observer_forward_hook
+    assert next(iter(linear._forward_hooks.values())) is observer_forward_hook
     assert linear.activation_post_process.max_val == output.max() / 4
 
 
