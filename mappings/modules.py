@@ -100,9 +100,15 @@ EMBEDDING: tuple[Row, ...] = (
     Row("qat:EmbeddingBag", static="EmbeddingBag"),
 )
 
-# What torch.ao has no counterpart for and we have; `quantize_dynamic` uses it when a spec asks for it.
-MORE: tuple[Row, ...] = (Row("nn:RNN", dynamic="RNN"),)
-
+# What torch.ao's tables lack and the workflows use when they are given no table: torch.ao trains no lone
+# Conv1d, though it has the layer, and has no dynamic RNN.
+MORE: tuple[Row, ...] = (
+    Row("nn:Conv1d", qat="Conv1d"),
+    Row("fused:ConvReLU1d", qat="ConvReLU1d"),
+    Row("qat:Conv1d", static="Conv1d"),
+    Row("qat:ConvReLU1d", static="ConvReLU1d"),
+    Row("nn:RNN", dynamic="RNN"),
+)
 
 # The block-sparse variants of the static and dynamic tables.
 SPARSE: tuple[Row, ...] = (Row("nn:Linear", static="sparse:Linear", dynamic="sparse_dynamic:Linear"),)

@@ -55,11 +55,11 @@ class Quantize(ExternalCode, Placed):
         _expect_plain(X)
         return torch.quantize_per_tensor(X.float(), self.scale, self.zero_point, self.dtype)
 
-    @staticmethod
-    def from_float(mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Quantize:
+    @classmethod
+    def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Quantize:
         """Take the parameters of a calibrated `QuantStub`; `use_precomputed_fake_quant` changes nothing."""
         qparams = calibrated_output(mod, "Quantize")
-        return Quantize(
+        return cls(
             qparams.scale.float(), qparams.zero_point.long(), qparams.dtype, {"device": qparams.scale.device}
         )
 
@@ -75,6 +75,22 @@ class Quantize(ExternalCode, Placed):
     def extra_repr(self) -> str:
         """Scale, zero point and type."""
         return f"scale={self.scale}, zero_point={self.zero_point}, dtype={self.dtype}"
+
+
+class QuantizeDequantize(Quantize):
+    """Rounds a float tensor to codes and gives the float values of these: the entry of a reference model.
+
+    The layers of a reference model do float arithmetic, on any device.
+
+    >>> QuantizeDequantize(0.5, 10, torch.quint8)(torch.tensor([1.1, -9.0])).tolist()
+    [1.0, -5.0]
+    """
+
+    def forward(self, X: Tensor) -> Tensor:
+        """Round `X`."""
+        _expect_plain(X)
+        codes = torch.quantize_per_tensor(X.float(), self.scale, self.zero_point, self.dtype)
+        return codes.dequantize().to(X.dtype)
 
 
 class DeQuantize(nn.Module):

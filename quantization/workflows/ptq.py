@@ -26,11 +26,13 @@ from quantization.engine.tree import (
 )
 from quantization.errors import QuantizationWarning, Unsupported, at, notify
 from quantization.markers import Composite, FusedModule
-from quantization.stubs import QuantWrapper
+from quantization.nn.stub_modules import QuantizeDequantize
+from quantization.stubs import QuantStub, QuantWrapper
 from quantization.workflows import findings
 from quantization.workflows.reuse import shared_ranges
 from quantization.workflows.tables import (
     DEFAULT_MODULE_TO_ACT_POST_PROCESS,
+    MORE_STATIC_QUANT_MODULE_MAPPINGS,
     SKIPPED_TYPES,
     get_default_custom_config_dict,
     get_default_qconfig_propagation_list,
@@ -147,7 +149,8 @@ def convert(
         inplace: change `module` itself instead of a copy. Use the return value either way: a root that has a
             counterpart of its own is replaced.
         remove_qconfig: also remove qconfigs, observers and their hooks, which leaves a model for inference.
-        is_reference: convert to modules that do float arithmetic between quantize and dequantize.
+        is_reference: convert to modules that do float arithmetic with rounded weights, on any device; the
+            model's input is rounded too, what is computed inside is not.
         convert_custom_config_dict: `observed_to_quantized_custom_module_class` maps observed custom types to
             their quantized classes; default `get_default_custom_config_dict()`.
         use_precomputed_fake_quant: let QAT weights keep the ranges that training ended with.
@@ -168,6 +171,8 @@ def convert(
         module = copied(module)
     if mapping is None:
         mapping = _default_mapping(is_reference)
+        if is_reference and convert_custom_config_dict is None:
+            convert_custom_config_dict = {}  # composites are converted by their parts
     with restoring(module), _observers_unheard():
         module = convert_modules(module, mapping, convert_custom_config_dict, use_precomputed_fake_quant)
         findings.record_left_float(module, mapping)
@@ -192,8 +197,9 @@ def _observers_unheard() -> Generator[None]:
 
 def _default_mapping(is_reference: bool) -> Mapping[Any, Any]:
     if is_reference:
-        return get_default_static_quant_reference_module_mappings()
-    return get_default_static_quant_module_mappings()
+        # torch.ao's table has Quantize here, whose result no layer of a reference model can take.
+        return {**get_default_static_quant_reference_module_mappings(), QuantStub: QuantizeDequantize}
+    return {**MORE_STATIC_QUANT_MODULE_MAPPINGS, **get_default_static_quant_module_mappings()}
 
 
 def convert_modules(
@@ -213,14 +219,15 @@ def convert_modules(
             setattr(swapped, PLACE, site.path)
         return swapped
 
-    # Reference parts do float arithmetic, which quantized ones cannot take: then the whole is quantized.
-    by_parts = not any(getattr(target, "_IS_REFERENCE", False) for target in mapping.values())
+    # Reference parts do float arithmetic: a fused float module runs with them inside, but a composite that
+    # `custom` lists becomes a quantized one, which cannot take them, and is converted as a whole.
+    reference = any(getattr(target, "_IS_REFERENCE", False) for target in mapping.values())
 
     def whole(site: Site) -> bool:
         if isinstance(site.module, FusedModule):
             is_container = not site.path and site.type not in mapping and not is_observed(site.module)
-            return not is_container
-        return site.type in custom and not (by_parts and isinstance(site.module, Composite))
+            return not (is_container or reference)
+        return site.type in custom and (reference or not isinstance(site.module, Composite))
 
     return rewrite(model, swap, whole)
 

@@ -12,7 +12,7 @@ from quantization.engine.tree import check_model, copied, restoring
 from quantization.errors import InvalidRequest, notify
 from quantization.workflows import findings
 from quantization.workflows.ptq import convert, convert_modules, prepare
-from quantization.workflows.tables import get_default_qat_module_mappings
+from quantization.workflows.tables import MORE_QAT_MODULE_MAPPINGS, get_default_qat_module_mappings
 
 
 def prepare_qat(
@@ -25,7 +25,8 @@ def prepare_qat(
     """Swap in modules that fake-quantize their weights, and attach fake quantizers to activations.
 
     Args:
-        mapping: from float types to QAT types; default `get_default_qat_module_mappings()`.
+        mapping: from float types to QAT types; default `get_default_qat_module_mappings()` and, beyond
+            torch.ao, `nn.Conv1d` and its fusion with ReLU.
         inplace: change `model` itself instead of a copy. The parameters stay the same objects, so an
             optimizer made before keeps working.
         strict: raise if a qconfig does not fake-quantize, instead of warning.
@@ -41,7 +42,7 @@ def prepare_qat(
             "model.train() first, or prepare(model) for post-training quantization"
         )
     if mapping is None:
-        mapping = get_default_qat_module_mappings()
+        mapping = {**MORE_QAT_MODULE_MAPPINGS, **get_default_qat_module_mappings()}
     if not inplace:
         model = copied(model)
     with restoring(model):

@@ -88,6 +88,18 @@ def test_one_sided_fake_quantization_is_no_mistake(name: str):
     q.prepare_qat(m, strict=True)
 
 
+def test_a_lone_conv1d_is_trained_and_converted():
+    m = nn.Sequential(q.QuantStub(), nn.Conv1d(2, 3, 3), nn.Conv1d(3, 3, 1), nn.ReLU(), q.DeQuantStub())
+    m.qconfig = q.get_default_qat_qconfig("x86")
+    prepared = q.prepare_qat(q.fuse_modules_qat(m, [["2", "3"]]))
+    assert type(prepared[1]) is qat.Conv1d and type(prepared[2]) is qat.ConvReLU1d
+    x = torch.randn(4, 2, 7)
+    prepared(x).sum().backward()
+    converted = q.convert(prepared.eval(), strict=True)
+    assert type(converted[1]) is quantized.Conv1d and type(converted[2]) is quantized.ConvReLU1d
+    assert (converted(x) - prepared(x)).abs().max() < 0.1
+
+
 def test_togglers_apply():
     prepared = q.prepare_qat(model())
     prepared.apply(q.disable_fake_quant)
