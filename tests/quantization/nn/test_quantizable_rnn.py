@@ -229,10 +229,19 @@ def test_user_subclass_with_split_gates():
     converted(quant(torch.randn(3, 2, 4)))
 
 
-def test_reference_convert_quantizes_the_composite_as_a_whole():
+def test_reference_convert_takes_the_composite_by_its_parts():
+    prepared = quantization.prepare(lstm())
+    x = torch.randn(3, 2, 4)
+    prepared(x)
+    converted = quantization.convert(prepared, is_reference=True)
+    torch.testing.assert_close(converted(x)[0], prepared(x)[0], atol=0.05, rtol=0)  # rounded weights
+
+
+def test_reference_convert_with_a_custom_table_quantizes_the_composite_as_a_whole():
     prepared = quantization.prepare(lstm())
     prepared(torch.randn(3, 2, 4))
-    converted = quantization.convert(prepared, is_reference=True)
+    custom = quantization.get_default_custom_config_dict()
+    converted = quantization.convert(prepared, is_reference=True, convert_custom_config_dict=custom)
     assert converted(quant(torch.randn(3, 2, 4)))[0].is_quantized
 
 
