@@ -27,6 +27,7 @@ from torch import nn
 
 from observers import FakeQuantizeBase, ObserverBase
 from observers.calls import count_call
+from quantization.engine.attributes import carry_attributes
 from quantization.engine.propagate import propagate_qconfig_
 from quantization.engine.tree import Site, is_leaf, rewrite, single_device
 from quantization.errors import InvalidRequest, at
@@ -196,6 +197,7 @@ def _observe_fixed_range(site: Site, plan: Plan, device: torch.device | None) ->
 def _make_observed(site: Site, plan: Plan, device: torch.device | None) -> nn.Module:
     """Replace a custom module by its observed class; of a `Composite`, the engine prepares the children."""
     observed: nn.Module = plan.observed_classes[site.type].from_float(site.module)
+    carry_attributes(site.module, observed)
     if isinstance(observed, Composite):
         _prepare_children(observed, site, plan)
     elif type(observed) not in plan.unobserved_classes:

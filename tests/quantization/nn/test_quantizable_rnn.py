@@ -229,6 +229,14 @@ def test_user_subclass_with_split_gates():
     converted(quant(torch.randn(3, 2, 4)))
 
 
+def test_what_a_user_hung_on_the_layer_stays_on_it():
+    module = lstm()
+    module.tag = "encoder"
+    prepared = quantization.prepare(module)
+    prepared(torch.randn(3, 2, 4))
+    assert prepared.tag == quantization.convert(prepared).tag == "encoder"
+
+
 def test_reference_convert_takes_the_composite_by_its_parts():
     prepared = quantization.prepare(lstm())
     x = torch.randn(3, 2, 4)
