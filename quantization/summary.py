@@ -87,15 +87,14 @@ def summary(model: nn.Module) -> Summary:
     """
     rows: list[Row] = []
     runs = runs_per_forward(model)
-    inside: tuple[str, ...] = ()
-    for site in walk(model, every_name=True):
-        if not (inside and site.path.startswith(inside)) and _has_row(site.module):
+    for site in walk(model, every_name=True, whole=_has_row):
+        if _has_row(site):
             rows.append(_row(site, runs.get(site.path, 1)))
-            inside += (f"{site.path}." if site.path else "",)
     return Summary(rows)
 
 
-def _has_row(module: nn.Module) -> bool:
+def _has_row(site: Site) -> bool:
+    module = site.module
     known = hasattr(module, FLOAT_TYPE) or hasattr(module, STAYED_FLOAT) or is_observed(module)
     empty_container = isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
     return known or isinstance(module, FusedModule) or (is_leaf(module) and not empty_container)

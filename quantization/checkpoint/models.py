@@ -139,13 +139,7 @@ def _structure_of(model: nn.Module, writer: Writer, left_out: list[str]) -> dict
 
 def _outside(model: nn.Module) -> Iterator[Site]:
     """Every module under every name, but not the insides of quantized ones."""
-    inside: tuple[str, ...] = ()
-    for site in walk(model, every_name=True):
-        if inside and site.path.startswith(inside):
-            continue
-        if is_quantized(site.module):
-            inside += (f"{site.path}." if site.path else "",)
-        yield site
+    return walk(model, every_name=True, whole=lambda site: is_quantized(site.module))
 
 
 def _float_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

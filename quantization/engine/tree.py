@@ -36,11 +36,22 @@ class Site:
                 yield name, Site(child, f"{self.path}.{name}" if self.path else name)
 
 
-def walk(model: nn.Module, every_name: bool = False) -> Iterator[Site]:
-    """Every module of `model`, parents first; one with several names under the first, or under each."""
+def walk(
+    model: nn.Module, every_name: bool = False, whole: Callable[[Site], bool] | None = None
+) -> Iterator[Site]:
+    """Every module of `model`, parents first; below a `whole` site nothing is visited.
+
+    A module with several names comes under the first, or under each.
+    """
     named = cast("Iterator[tuple[str, nn.Module]]", model.named_modules(remove_duplicate=not every_name))
+    below: tuple[str, ...] = ()
     for path, module in named:
-        yield Site(module, path)
+        if below and path.startswith(below):
+            continue
+        site = Site(module, path)
+        if whole is not None and whole(site):
+            below += (f"{path}." if path else "",)
+        yield site
 
 
 def rewrite(model: nn.Module, swap: Callable[[Site], nn.Module], whole: Callable[[Site], bool]) -> nn.Module:

@@ -48,12 +48,13 @@ def shared_ranges(model: nn.Module) -> str | None:
 
 
 def _observed_sites(model: nn.Module) -> Iterator[Site]:
-    inside: tuple[str, ...] = ()
-    for site in walk(model):
-        if isinstance(site.module, Composite):
-            inside += (f"{site.path}." if site.path else "",)
-        elif is_observed(site.module) and not (inside and site.path.startswith(inside)):
+    for site in walk(model, whole=_is_composite):
+        if is_observed(site.module) and not _is_composite(site):
             yield site
+
+
+def _is_composite(site: Site) -> bool:
+    return isinstance(site.module, Composite)
 
 
 def _calls(module: Any) -> int:

@@ -40,6 +40,15 @@ def test_walk_names_each_module_once_parents_first():
     assert [site.path for site in walk(model_with_a_tie())] == ["", "0", "1", "1.fc", "1.act"]
 
 
+def test_walk_does_not_enter_a_whole_module():
+    def whole(site: Site) -> bool:
+        return isinstance(site.module, Block)
+
+    model = nn.Sequential(Block(), nn.ReLU())
+    assert [site.path for site in walk(model, whole=whole)] == ["", "0", "1"]
+    assert [site.path for site in walk(model[0], whole=whole)] == [""]
+
+
 def test_rewrite_replaces_everywhere_and_keeps_ties():
     model = rewrite(model_with_a_tie(), swap_linears, whole=lambda site: False)
     assert model[0] is model[2]
