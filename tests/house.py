@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("observers", "mappings", "quantization")
+PACKAGES = ("eagerquant_native", "observers", "mappings", "quantization")
 
 
 def _name(path: Path) -> str:
@@ -13,5 +13,5 @@ def _name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-# Dotted name -> file, for every module of the three packages.
+# Dotted name -> file, for every module of the packages.
 MODULES = {_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
