@@ -32,10 +32,12 @@ ANY = ("portable", "avx2", "avx512")
 LEVELS = {
     "levels": ("portable",),
     "ranges": ANY,
+    "pack": ("portable",),
+    "linear": ("vnni", "amx"),
 }
 # No contraction to fused multiply-add: kernels promise torch's results bit for bit.
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-          "-ffp-contract=off"]  # fmt: skip
+          "-ffp-contract=off", "-Wno-maybe-uninitialized"]  # fmt: skip
 
 
 def interface() -> str:
@@ -81,7 +83,7 @@ setup(
         Extension(
             "eagerquant_native._kernels",
             [str(SOURCES / f"{name}.cpp") for name in LEVELS],
-            depends=[str(SOURCES / "eagerquant.h")],
+            depends=[str(path) for path in SOURCES.glob("*.h")],
             optional=True,
         )
     ],

@@ -26,8 +26,12 @@ _PATH = Path(__file__).with_name("_kernels.so")
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "range": (_P, _I, _P),
+    "pack_size": (_I, _I, _I),
+    "pack": (_P, _P, _P, _I, _I, _I, _P),
+    "unpack": (_P, _P),
+    "linear_dynamic": (_P, _P, _I, _I, _P),
 }
-_RESULTS: dict[str, Any] = {}  # of those that return something
+_RESULTS: dict[str, Any] = {"pack_size": _I, "linear_dynamic": ctypes.c_int32}
 
 
 @functools.cache
