@@ -28,7 +28,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "range": (_P, _I, _P),
     "pack_size": (_I, _I, _I),
     "pack": (_P, _P, _P, _I, _I, _I, _P),
-    "unpack": (_P, _P),
+    "unpack": (_P, _P, _P, _P),
     "linear_dynamic": (_P, _P, _I, _I, _P),
 }
 _RESULTS: dict[str, Any] = {"pack_size": _I, "linear_dynamic": ctypes.c_int32}
@@ -99,7 +99,7 @@ def is_plain(x: torch.Tensor) -> bool:
     """
     return (
         type(x) in _PLAIN_TYPES
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.layout is torch.strided
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

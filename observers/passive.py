@@ -60,7 +60,9 @@ class FixedQParamsObserver(ObserverBase):
 class PlaceholderObserver(ObserverBase):
     """Carries a dtype to the module that replaces the observed one, for dynamic quantization or casts.
 
-    `compute_dtype` does nothing but warn; `is_dynamic` is its successor.
+    `compute_dtype` does nothing but warn; `is_dynamic` is its successor. To dynamic linear layers, a
+    per-channel `qscheme` means a range for each row of the input, and `reduce_range=False` codes of all eight
+    bits.
 
     >>> PlaceholderObserver(dtype=torch.quint8, is_dynamic=True)
     PlaceholderObserver(dtype=torch.quint8, is_dynamic=True)
@@ -76,8 +78,11 @@ class PlaceholderObserver(ObserverBase):
         qscheme: torch.qscheme | None = None,
         eps: float | None = None,
         is_dynamic: bool = False,
+        *,
+        reduce_range: bool = True,
     ) -> None:
         super().__init__(dtype=dtype, is_dynamic=is_dynamic)
+        self.reduce_range = reduce_range
         self.qscheme = torch.per_tensor_affine if qscheme is None else qscheme
         self.quant_min = quant_min
         self.quant_max = quant_max

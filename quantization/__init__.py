@@ -114,7 +114,9 @@ from quantization.qconfig import (
     float_qparams_weight_only_qconfig_4bit as float_qparams_weight_only_qconfig_4bit,
     get_default_qat_qconfig as get_default_qat_qconfig,
     get_default_qconfig as get_default_qconfig,
+    full_range_dynamic_qconfig as full_range_dynamic_qconfig,
     per_channel_dynamic_qconfig as per_channel_dynamic_qconfig,
+    per_row_dynamic_qconfig as per_row_dynamic_qconfig,
     qconfig_equals as qconfig_equals,
 )
 from quantization.qconfig_mapping import (

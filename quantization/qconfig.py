@@ -136,6 +136,23 @@ default_dynamic_qconfig = QConfig(activation=default_dynamic_quant_observer, wei
 per_channel_dynamic_qconfig = QConfig(
     activation=default_dynamic_quant_observer, weight=default_per_channel_weight_observer
 )
+full_range_dynamic_qconfig = QConfig(
+    activation=PlaceholderObserver.with_args(
+        dtype=torch.quint8, quant_min=0, quant_max=255, is_dynamic=True, reduce_range=False
+    ),
+    weight=default_weight_observer,
+)
+per_row_dynamic_qconfig = QConfig(
+    activation=PlaceholderObserver.with_args(
+        dtype=torch.quint8,
+        quant_min=0,
+        quant_max=255,
+        qscheme=torch.per_channel_affine,
+        is_dynamic=True,
+        reduce_range=False,
+    ),
+    weight=default_per_channel_weight_observer,
+)
 float16_dynamic_qconfig = QConfig(
     activation=PlaceholderObserver.with_args(dtype=torch.float16, is_dynamic=True),
     weight=PlaceholderObserver.with_args(dtype=torch.float16),

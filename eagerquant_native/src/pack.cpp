@@ -5,19 +5,19 @@
 
 #include "eagerquant.h"
 
-EQ_EXPORT int64_t EQ(pack_size)(int64_t n, int64_t k, int64_t channels) {
-  return Pack(n, k, channels, 0).size();
+EQ_EXPORT int64_t EQ(pack_size)(int64_t n, int64_t k, int64_t per_channel) {
+  return Pack(n, k, per_channel, 0).size();
 }
 
-// weight: int8 [n][k]; scales: one, or n of them; bias: n values, or null.
+// weight: int8 [n][k]; scales: one, or with per_channel n of them; bias: n values, or null.
 EQ_EXPORT void EQ(pack)(const int8_t* weight, const double* scales, const float* bias, int64_t n, int64_t k,
-                        int64_t channels, void* out) {
-  std::memset(out, 0, Pack(n, k, channels, 0).at_weights());
+                        int64_t per_channel, void* out) {
+  std::memset(out, 0, Pack(n, k, per_channel, 0).at_weights());
   Pack& pack = *static_cast<Pack*>(out);
-  pack = Pack(n, k, channels, bias != nullptr);
-  std::memcpy(pack.scales(), scales, 8 * channels);
+  pack = Pack(n, k, per_channel, bias != nullptr);
+  std::memcpy(pack.scales(), scales, 8 * pack.channels());
   for (int64_t column = 0; column < n; ++column)
-    pack.scale()[column] = static_cast<float>(scales[channels == 1 ? 0 : column]);
+    pack.scale()[column] = static_cast<float>(scales[per_channel ? column : 0]);
   if (bias) std::memcpy(pack.bias(), bias, 4 * n);
   const int64_t blocks = pack.columns / 64, block_size = pack.depth * 64;
 #pragma omp parallel for num_threads(threads_for(n * k, 1 << 18))
@@ -36,9 +36,11 @@ EQ_EXPORT void EQ(pack)(const int8_t* weight, const double* scales, const float*
   }
 }
 
-// weight: int8 [n][k], to be filled.
-EQ_EXPORT void EQ(unpack)(const void* from, int8_t* weight) {
+// weight: int8 [n][k], scales: double [channels], bias: float [n], to be filled.
+EQ_EXPORT void EQ(unpack)(const void* from, int8_t* weight, double* scales, float* bias) {
   const Pack& pack = *static_cast<const Pack*>(from);
+  std::memcpy(scales, pack.scales(), 8 * pack.channels());
+  std::memcpy(bias, pack.bias(), 4 * pack.n);
 #pragma omp parallel for num_threads(threads_for(pack.n * pack.k, 1 << 18))
   for (int64_t column = 0; column < pack.n; ++column) {
     const int8_t* source = pack.weights() + pack.place(column, 0);

@@ -6,13 +6,21 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import Self
 
 from quantization.backends import torch_quantized
+from quantization.backends.native_linear import PER_ROW, REDUCE_RANGE, RELU
 from quantization.errors import QuantizationWarning
 from quantization.nn import fused, quantized
-from quantization.nn.modes.dynamic import Dynamic, dynamic_conv_forward, dynamic_linear_forward
+from quantization.nn.modes.dynamic import (
+    Dynamic,
+    dynamic_conv_forward,
+    dynamic_linear_forward,
+    input_mode_of,
+)
 from quantization.nn.modes.packed_conv import Sizes
+from quantization.nn.modes.packed_linear import PackedLinearParams
 from quantization.nn.recurrent import (
     GRU as GRU,
     LSTM as LSTM,
@@ -32,7 +40,8 @@ class Linear(
     """`nn.Linear` with an int8 or float16 weight: x of shape (*, in_features), any float dtype.
 
     State dict version 4 halves the range of the input's codes (`reduce_range`); files of older versions keep
-    computing as they did, on the full range.
+    computing as they did, on the full range. A layer that does otherwise, because its qconfig said so, saves
+    that as `input_mode`, the sum of 1 (half the range) and 2 (each row has a range of its own).
 
     >>> Linear(3, 4)(torch.ones(2, 3)).shape
     torch.Size([2, 4])
@@ -44,25 +53,59 @@ class Linear(
     def _fill(self, weight: Tensor, bias: Tensor | None, **geometry: Any) -> None:
         super()._fill(weight, bias, **geometry)
         self.version = self._version
+        self.input_mode = REDUCE_RANGE
+
+    def _hold(self, weight: Tensor, bias: Tensor | None) -> PackedLinearParams:
+        return self._params.holding_native(weight, bias)
+
+    @classmethod
+    def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Self:
+        """Quantize the weight of a float, fused or QAT module; its qconfig says how input is quantized."""
+        module = super().from_float(mod, use_precomputed_fake_quant)
+        module.input_mode = input_mode_of(mod)
+        return module
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Layers pickled by torch.ao, and by us before there was a choice, lack it.
+        super().__setstate__({"input_mode": _mode_of_version(state.get("version")), **state})
 
     def extra_repr(self) -> str:
         """Features, weight dtype, and the weight's qscheme if it is quantized."""
         dtype = self._packed_params.dtype
         text = f"in_features={self.in_features}, out_features={self.out_features}, dtype={dtype}"
-        return text + (f", qscheme={self.weight().qscheme()}" if dtype == torch.qint8 else "")
+        text += f", qscheme={self.weight().qscheme()}" if dtype == torch.qint8 else ""
+        return text + ("" if self.input_mode == REDUCE_RANGE else f", input={_MODES[self.input_mode]}")
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.input_mode != _mode_of_version(self._version):
+            destination[prefix + "input_mode"] = torch.tensor(self.input_mode)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:
         # Without metadata (a plain dict) only the keys tell an old file from one of ours.
         if "version" in local_metadata or prefix + "_packed_params._packed_params" not in state_dict:
             self.version = local_metadata.get("version")
+        self.input_mode = int(state_dict.pop(prefix + "input_mode", _mode_of_version(self.version)))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def _mode_of_version(version: int | None) -> int:
+    return 0 if version is None or version < 4 else REDUCE_RANGE
+
+
+_MODES = {
+    0: "all eight bits",
+    REDUCE_RANGE: "seven bits",
+    PER_ROW: "all eight bits per row",
+    PER_ROW | REDUCE_RANGE: "seven bits per row",
+}
 
 
 class LinearReLU(
     Linear,
     ops=torch_quantized.LINEAR_RELU_DYNAMIC,
     source=fused.LinearReLU,
-    forward=dynamic_linear_forward(torch_quantized.LINEAR_RELU_DYNAMIC_FP16),
+    forward=dynamic_linear_forward(torch_quantized.LINEAR_RELU_DYNAMIC_FP16, RELU),
 ):
     """Dynamic Linear and ReLU in one operator."""
 

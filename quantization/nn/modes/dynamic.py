@@ -8,11 +8,17 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from observers import PlaceholderObserver
+from observers.dtypes import is_per_channel
+from quantization.backends import native_linear
+from quantization.backends.native_linear import PER_ROW, REDUCE_RANGE
 from quantization.backends.ops import PackedOps
 from quantization.errors import QuantizationError
-from quantization.nn.calibrated import calibrated_weight
+from quantization.nn.calibrated import calibrated_weight, unwrapped
 from quantization.nn.modes.weighted import WeightedQuantizedModule
 from quantization.nn.static_cell import expect_size
+from quantization.qconfig_binding import sample
+from quantization.qconfig_engines import has_vnni
 
 
 class Dynamic(WeightedQuantizedModule):
@@ -46,22 +52,54 @@ def expect_float(x: Tensor, who: str) -> None:
         )
 
 
-def dynamic_linear_forward(fp16: PackedOps) -> Any:
-    """A builder for `forward(x)` of shape (*, in_features) and any float dtype, which the output shares."""
+def input_mode_of(mod: nn.Module) -> int:
+    """How the layer made of `mod` quantizes its input: bits of `native_linear`, from the qconfig's activation.
+
+    All eight bits are used where the CPU has VNNI; others would overflow on them.
+    """
+    qconfig = getattr(unwrapped(mod), "qconfig", None) or getattr(mod, "qconfig", None)
+    activation = None if qconfig is None or qconfig.activation is None else sample(qconfig.activation)
+    if not isinstance(activation, PlaceholderObserver):
+        return REDUCE_RANGE
+    bits = REDUCE_RANGE if activation.reduce_range or not has_vnni() else 0
+    return bits | (PER_ROW if is_per_channel(activation.qscheme) else 0)
+
+
+def _natively(layer: Any, x: Tensor, flags: int) -> Tensor | None:
+    """The layer by the compiled kernel, None where that cannot be."""
+    native = layer._modules["_packed_params"].native()
+    if native is None:
+        return None
+    y = native_linear.run(native, x, layer.input_mode | flags, layer.in_features, layer.out_features)
+    return y if y is None or x.dtype == torch.float32 else y.to(x.dtype)
+
+
+def dynamic_linear_forward(fp16: PackedOps, flags: int = 0) -> Any:
+    """A builder for `forward(x)` of shape (*, in_features) and any float dtype, which the output shares.
+
+    `flags` tells the compiled kernel what the operators do beyond the product.
+    """
 
     def build(int8: PackedOps) -> Any:
         run, run_fp16 = int8.run, fp16.run
 
         def forward(self: Any, x: Tensor) -> Tensor:
+            if not torch.jit.is_scripting():
+                done = _natively(self, x, flags)
+                if done is not None:
+                    return done
             expect_float(x, self._kind)
             expect_size(x, -1, self.in_features, self._kind)
             rows = (x.unsqueeze(0) if x.dim() == 1 else x).to(torch.float32)
             packed = self._packed_params._packed_params
             if self._packed_params.dtype == torch.qint8:
-                reduce_range = False  # files older than version 4 use the full range of the input's codes
-                if self.version is not None:
-                    reduce_range = self.version >= 4
-                y = run(rows, packed, reduce_range)
+                reduce_range = self.input_mode & 1 != 0  # REDUCE_RANGE; TorchScript reads no globals
+                if self.input_mode & 2 != 0 and rows.numel() > 0:  # PER_ROW: alone, a row has its own range
+                    flat = rows.reshape(-1, self.in_features)
+                    each = [run(flat[i : i + 1], packed, reduce_range) for i in range(flat.size(0))]
+                    y = torch.cat(each).reshape(rows.shape[:-1] + [self.out_features])
+                else:
+                    y = run(rows, packed, reduce_range)
             else:
                 y = run_fp16(rows, packed)
             y = y.to(x.dtype)

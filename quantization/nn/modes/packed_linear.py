@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from quantization.backends import native_linear
 from quantization.backends.ops import PackedOps
+from quantization.nn.modes.native_pack import HoldsNativePack
 from quantization.nn.modes.state import (
     explain_other_stage,
     load_output_qparams,
@@ -48,7 +50,7 @@ class PackedParams(nn.Module):
         return stand_in or same_shape(prefix + "_packed_params", weight.shape, present, error_msgs)
 
 
-class PackedLinearParams(ExternalCode, PackedParams):
+class PackedLinearParams(ExternalCode, HoldsNativePack, PackedParams):
     """The packed weight and bias of a linear layer, as int8 or float16 (`dtype`).
 
     State dict: `dtype` and `_packed_params`, the pair `(weight, bias)`. Versions: 1 has `weight` and `bias`
@@ -64,6 +66,7 @@ class PackedLinearParams(ExternalCode, PackedParams):
             cls._ops = (int8, fp16)
             cls.set_weight_bias = _set_weight_bias(int8, fp16)
             cls._weight_bias = _weight_bias(int8, fp16)
+            cls._engine_object = _engine_object(int8)
 
     def __init__(self, dtype: torch.dtype = torch.qint8) -> None:
         super().__init__()
@@ -77,6 +80,18 @@ class PackedLinearParams(ExternalCode, PackedParams):
         nn.Module.__init__(params)
         params.dtype = torch.qint8 if weight.is_quantized else torch.float16
         params.set_weight_bias(weight, bias)
+        return params
+
+    @classmethod
+    def holding_native(cls, weight: Tensor, bias: Tensor | None) -> PackedLinearParams:
+        """Pack a weight once, for the compiled kernel if that is there for it, else as `holding` does."""
+        native = native_linear.pack(weight, bias) if torch.backends.quantized.engine == "x86" else None
+        if native is None:
+            return cls.holding(weight, bias)
+        params = cls.__new__(cls)
+        nn.Module.__init__(params)
+        params.dtype = torch.qint8
+        params._keep_native(native)
         return params
 
     def _load_from_state_dict(
@@ -132,11 +147,22 @@ def _weight_bias(int8: PackedOps, fp16: PackedOps) -> Any:
     unpack, unpack_fp16 = int8.unpack, fp16.unpack
 
     def _weight_bias(self: Any) -> tuple[Tensor, Tensor | None]:
+        if not torch.jit.is_scripting():
+            if self._native is not None:
+                return native_linear.unpack(self._native)
         if self.dtype == torch.qint8:
             return unpack(self._packed_params)
         return unpack_fp16(self._packed_params)
 
     return torch.jit.export(_weight_bias)
+
+
+def _engine_object(int8: PackedOps) -> Any:
+    def _engine_object(self: Any) -> Any:
+        int8.ready()
+        return int8.prepack(*native_linear.unpack(self._native))
+
+    return _engine_object
 
 
 class PackedLinear(WeightedQuantizedModule):
@@ -167,7 +193,10 @@ class PackedLinear(WeightedQuantizedModule):
         self.scale = 1.0
         self.zero_point = 0
         with packing(self._get_name()):
-            self._packed_params = self._params.holding(weight, bias)
+            self._packed_params = self._hold(weight, bias)
+
+    def _hold(self, weight: Tensor, bias: Tensor | None) -> PackedLinearParams:
+        return self._params.holding(weight, bias)
 
     @classmethod
     def _constructor_extras(cls, weight: Tensor, _bias: Tensor | None) -> dict[str, Any]:

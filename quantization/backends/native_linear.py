@@ -1,0 +1,128 @@
+"""Dynamic linear layers on the compiled kernel: the numbers of torch's FBGEMM, in less time.
+
+A pack is one tensor of bytes that holds the int8 weight, its scales and the bias. It contains no addresses, so it
+is copied like any tensor. The kernel wants a CPU with VNNI and takes AMX where there is some.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eagerquant_native import kernel
+from eagerquant_native.library import is_plain
+from quantization.errors import QuantizationError
+
+# How the activations are quantized and what becomes of the result: bits, as in linear.cpp.
+REDUCE_RANGE = 1  # seven bits, as torch's dynamic layers have it
+PER_ROW = 2  # each row by its own range
+RELU = 4
+
+_RUN = kernel("linear_dynamic")
+
+
+def is_available() -> bool:
+    """Whether this machine has the kernel."""
+    return _RUN is not None
+
+
+def pack(weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """The pack of a qint8 weight of shape (out, in); None where there is no kernel for it.
+
+    It takes symmetric weights: zero points of 0, one scale, or one for each output.
+    """
+    make = kernel("pack")
+    if _RUN is None or make is None or not weight.is_quantized or weight.numel() == 0:
+        return None
+    scales = _symmetric_scales(weight)
+    if scales is None:
+        return None
+    n, k = weight.shape
+    weight = weight.contiguous()
+    bias = None if bias is None else bias.detach().float().contiguous()
+    per_channel = int(weight.qscheme() != torch.per_tensor_affine)
+    packed = torch.empty(_size(n, k, per_channel), dtype=torch.uint8)
+    make(
+        weight.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr(), n, k, per_channel,
+        packed.data_ptr(),
+    )  # fmt: skip
+    return packed
+
+
+def _symmetric_scales(weight: Tensor) -> Tensor | None:
+    if weight.dtype != torch.qint8 or weight.dim() != 2:
+        return None
+    if weight.qscheme() == torch.per_tensor_affine:
+        return torch.tensor([weight.q_scale()], dtype=torch.float64) if weight.q_zero_point() == 0 else None
+    if weight.qscheme() != torch.per_channel_affine or weight.q_per_channel_axis() != 0:
+        return None
+    if bool(weight.q_per_channel_zero_points().any()):
+        return None
+    return weight.q_per_channel_scales().double().contiguous()
+
+
+def _size(n: int, k: int, per_channel: int) -> int:
+    measure = kernel("pack_size")
+    return 0 if measure is None else measure(n, k, per_channel)
+
+
+def unpack(packed: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias in a pack."""
+    n, k, per_channel, has_bias = packed[:32].view(torch.int64).tolist()
+    codes, bias = torch.empty(n, k, dtype=torch.int8), torch.empty(n)
+    scales = torch.empty(n if per_channel else 1, dtype=torch.float64)
+    read = kernel("unpack")
+    if read is not None:
+        read(packed.data_ptr(), codes.data_ptr(), scales.data_ptr(), bias.data_ptr())
+    if per_channel:
+        zeros = torch.zeros(n, dtype=torch.int64)
+        weight = torch._make_per_channel_quantized_tensor(codes, scales, zeros, 0)
+    else:
+        weight = torch._make_per_tensor_quantized_tensor(codes, scales.item(), 0)
+    return weight, bias if has_bias else None
+
+
+# The layer as an operator of torch, for its compiler, which cannot look into the kernel.
+_LIBRARY = torch.library.Library("eagerquant", "DEF")
+_LIBRARY.define("linear_dynamic(Tensor packed, Tensor x, int flags, int k, int n) -> Tensor")
+
+
+@torch.library.impl(_LIBRARY, "linear_dynamic", "CPU")
+def _operator(packed: Tensor, x: Tensor, flags: int, k: int, n: int) -> Tensor:
+    y = run(packed, x, flags, k, n)
+    if y is None and x.numel() > 0:
+        raise QuantizationError(
+            f"the input of a dynamic linear layer, of shape {tuple(x.shape)}, holds NaN or infinity, which no "
+            "code can express: check the data, or the layer before it"
+        )
+    return x.new_empty((*x.shape[:-1], n)) if y is None else y
+
+
+@torch.library.impl(_LIBRARY, "linear_dynamic", "Meta")
+def _shape_of(packed: Tensor, x: Tensor, flags: int, k: int, n: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n), dtype=torch.float32)
+
+
+def run(packed: Tensor, x: Tensor, flags: int, in_features: int, out_features: int) -> Tensor | None:
+    """The layer on float x of shape (*, in_features), as float32; None where torch has to do it.
+
+    That is for input of another kind, for tensors without elements, and for NaN and infinity.
+    """
+    shape = x.shape
+    if not shape or shape[-1] != in_features:
+        return None
+    if not is_plain(x):
+        if not torch.compiler.is_compiling():
+            return None
+        return torch.ops.eagerquant.linear_dynamic(packed, x, flags, in_features, out_features)
+    rows = x.numel() // in_features
+    if _RUN is None or rows == 0:
+        return None
+    if x.dtype is not torch.float32:
+        x = x.to(torch.float32)
+    if not x.is_contiguous():
+        x = x.contiguous()
+    y = torch.empty(rows, out_features, dtype=torch.float32)
+    if _RUN(packed.data_ptr(), x.data_ptr(), rows, flags, y.data_ptr()):
+        return None
+    return y if len(shape) == 2 else y.view(*shape[:-1], out_features)
