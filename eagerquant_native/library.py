@@ -93,13 +93,14 @@ def kernel(name: str, level: str | None = None) -> Callable[..., Any] | None:
 
 
 def is_plain(x: torch.Tensor) -> bool:
-    """Whether a kernel may read `x` through its address: an ordinary dense tensor of this process's memory.
+    """Whether a kernel may read `x` through its address: an ordinary dense tensor in this process's memory.
 
     Not under tracing and compilation, which would not see what the kernel does.
     """
     return (
         type(x) in _PLAIN_TYPES
         and x.is_cpu
+        and not x.is_quantized
         and x.layout is torch.strided
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

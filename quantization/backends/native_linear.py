@@ -1,7 +1,7 @@
 """Dynamic linear layers on the compiled kernel: the numbers of torch's FBGEMM, in less time.
 
-A pack is one tensor of bytes that holds the int8 weight, its scales and the bias. It contains no addresses, so it
-is copied like any tensor. The kernel wants a CPU with VNNI and takes AMX where there is some.
+A pack is one tensor of bytes that holds the int8 weight, its scales and the bias. It contains no addresses,
+so it is copied like any tensor. The kernel wants a CPU with VNNI and takes AMX where there is some.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def _operator(packed: Tensor, x: Tensor, flags: int, k: int, n: int) -> Tensor:
     y = run(packed, x, flags, k, n)
     if y is None and x.numel() > 0:
         raise QuantizationError(
-            f"the input of a dynamic linear layer, of shape {tuple(x.shape)}, holds NaN or infinity, which no "
-            "code can express: check the data, or the layer before it"
+            f"the input of a dynamic linear layer, of shape {tuple(x.shape)}, holds NaN or infinity, which "
+            "no code can express: check the data, or the layer before it"
         )
     return x.new_empty((*x.shape[:-1], n)) if y is None else y
 

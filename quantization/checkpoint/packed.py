@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantization.nn.modes.automatic_pack import AUTOMATIC_STATE, AutomaticPack
 from quantization.nn.recurrent.packed import CellWeights, cell_params
 
 
@@ -16,8 +17,9 @@ from quantization.nn.recurrent.packed import CellWeights, cell_params
 class Packing:
     """How modules of one kind keep their weights.
 
-    `attributes` hold the engine's objects, the first of them always; `read(module)` gives plain
-    values and tensors, and `pack(module, values)` puts them into a module whose other attributes are set.
+    `attributes` hold the engine's objects, the first of them always, but for an `AutomaticPack`;
+    `read(module)` gives plain values and tensors, and `pack(module, values)` puts them into a module whose
+    other attributes are set.
     """
 
     name: str
@@ -28,6 +30,8 @@ class Packing:
 
 def packing_of(module: nn.Module) -> Packing | None:
     """The entry for a module, if it has packed weights."""
+    if isinstance(module, AutomaticPack):
+        return PACKINGS[0]
     held = vars(module)
     return next((p for p in PACKINGS if isinstance(held.get(p.attributes[0]), torch.ScriptObject)), None)
 
@@ -94,7 +98,7 @@ def _pack_record(module: Any, values: dict[str, Any]) -> None:
 
 
 PACKINGS: tuple[Packing, ...] = (
-    Packing("weight and bias", ("_packed_params",), _read_pair, _pack_pair),
+    Packing("weight and bias", ("_packed_params", *AUTOMATIC_STATE), _read_pair, _pack_pair),
     Packing("rows", ("_packed_weight",), _read_rows, _pack_rows),
     Packing("cell of a layer", ("param",), _read_record, _pack_record),
     Packing("cell", tuple(f"_packed_weight_{part}" for part in ("ih", "hh", "hr")), _read_cell, _pack_cell),

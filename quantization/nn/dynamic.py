@@ -78,7 +78,7 @@ class Linear(
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.input_mode != _mode_of_version(self._version):
+        if self.input_mode != _mode_of_version(self.version):
             destination[prefix + "input_mode"] = torch.tensor(self.input_mode)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *rest: Any) -> None:

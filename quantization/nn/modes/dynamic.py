@@ -53,7 +53,7 @@ def expect_float(x: Tensor, who: str) -> None:
 
 
 def input_mode_of(mod: nn.Module) -> int:
-    """How the layer made of `mod` quantizes its input: bits of `native_linear`, from the qconfig's activation.
+    """How the layer made of `mod` quantizes its input, from the qconfig's activation: bits of `native_linear`.
 
     All eight bits are used where the CPU has VNNI; others would overflow on them.
     """
@@ -74,6 +74,12 @@ def _natively(layer: Any, x: Tensor, flags: int) -> Tensor | None:
     return y if y is None or x.dtype == torch.float32 else y.to(x.dtype)
 
 
+def _suit(layer: Any, rows: Tensor) -> None:
+    """Let the packed weight follow the number of rows; not where a graph is being recorded."""
+    if not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        layer._packed_params.suit(rows.numel() // max(layer.in_features, 1))
+
+
 def dynamic_linear_forward(fp16: PackedOps, flags: int = 0) -> Any:
     """A builder for `forward(x)` of shape (*, in_features) and any float dtype, which the output shares.
 
@@ -91,13 +97,17 @@ def dynamic_linear_forward(fp16: PackedOps, flags: int = 0) -> Any:
             expect_float(x, self._kind)
             expect_size(x, -1, self.in_features, self._kind)
             rows = (x.unsqueeze(0) if x.dim() == 1 else x).to(torch.float32)
+            if not torch.jit.is_scripting():
+                _suit(self, rows)
             packed = self._packed_params._packed_params
             if self._packed_params.dtype == torch.qint8:
                 reduce_range = self.input_mode & 1 != 0  # REDUCE_RANGE; TorchScript reads no globals
                 if self.input_mode & 2 != 0 and rows.numel() > 0:  # PER_ROW: alone, a row has its own range
                     flat = rows.reshape(-1, self.in_features)
                     each = [run(flat[i : i + 1], packed, reduce_range) for i in range(flat.size(0))]
-                    y = torch.cat(each).reshape(rows.shape[:-1] + [self.out_features])
+                    shape = list(rows.shape)
+                    shape[-1] = self.out_features
+                    y = torch.cat(each).reshape(shape)
                 else:
                     y = run(rows, packed, reduce_range)
             else:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from quantization.backends import native_linear
 from quantization.backends.ops import PackedOps
-from quantization.nn.modes.native_pack import HoldsNativePack
+from quantization.nn.modes.automatic_pack import AutomaticPack
 from quantization.nn.modes.state import (
     explain_other_stage,
     load_output_qparams,
@@ -50,7 +50,7 @@ class PackedParams(nn.Module):
         return stand_in or same_shape(prefix + "_packed_params", weight.shape, present, error_msgs)
 
 
-class PackedLinearParams(ExternalCode, HoldsNativePack, PackedParams):
+class PackedLinearParams(ExternalCode, AutomaticPack, PackedParams):
     """The packed weight and bias of a linear layer, as int8 or float16 (`dtype`).
 
     State dict: `dtype` and `_packed_params`, the pair `(weight, bias)`. Versions: 1 has `weight` and `bias`
@@ -66,7 +66,7 @@ class PackedLinearParams(ExternalCode, HoldsNativePack, PackedParams):
             cls._ops = (int8, fp16)
             cls.set_weight_bias = _set_weight_bias(int8, fp16)
             cls._weight_bias = _weight_bias(int8, fp16)
-            cls._engine_object = _engine_object(int8)
+            cls._pack = _pack(int8)
 
     def __init__(self, dtype: torch.dtype = torch.qint8) -> None:
         super().__init__()
@@ -157,12 +157,12 @@ def _weight_bias(int8: PackedOps, fp16: PackedOps) -> Any:
     return torch.jit.export(_weight_bias)
 
 
-def _engine_object(int8: PackedOps) -> Any:
-    def _engine_object(self: Any) -> Any:
+def _pack(int8: PackedOps) -> Any:
+    def _pack(self: Any, weight: Tensor, bias: Tensor | None) -> Any:
         int8.ready()
-        return int8.prepack(*native_linear.unpack(self._native))
+        return int8.prepack(weight, bias)
 
-    return _engine_object
+    return _pack
 
 
 class PackedLinear(WeightedQuantizedModule):
