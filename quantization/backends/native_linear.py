@@ -108,12 +108,13 @@ def run(packed: Tensor, x: Tensor, flags: int, in_features: int, out_features: i
 
     That is for input of another kind, for tensors without elements, and for NaN and infinity.
     """
+    plain = is_plain(x)
+    if not plain and not torch.compiler.is_compiling():
+        return None
     shape = x.shape
     if not shape or shape[-1] != in_features:
         return None
-    if not is_plain(x):
-        if not torch.compiler.is_compiling():
-            return None
+    if not plain:
         return torch.ops.eagerquant.linear_dynamic(packed, x, flags, in_features, out_features)
     rows = x.numel() // in_features
     if _RUN is None or rows == 0:

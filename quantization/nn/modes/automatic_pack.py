@@ -35,7 +35,7 @@ class AutomaticPack(nn.Module):
 
     `_packed_params` is the engine's object, which TorchScript, files and users read. `_native` is the pack of
     the compiled kernel. Once the kernel has been used only `_native` is kept; whoever then asks for
-    `_packed_params` gets it, made anew under the engine that is set at that time, and both are kept from there
+    `_packed_params` gets it, made anew under the engine that is set then, and both are kept from there
     on. All of this is for the engine 'x86', torch's default; any other is used as it is.
     """
 

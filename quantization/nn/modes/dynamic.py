@@ -53,7 +53,7 @@ def expect_float(x: Tensor, who: str) -> None:
 
 
 def input_mode_of(mod: nn.Module) -> int:
-    """How the layer made of `mod` quantizes its input, from the qconfig's activation: bits of `native_linear`.
+    """How the layer made of `mod` quantizes its input, as its qconfig says: bits of `native_linear`.
 
     All eight bits are used where the CPU has VNNI; others would overflow on them.
     """
