@@ -130,7 +130,7 @@ def test_torchscript_gets_the_engines_object(how: Any) -> None:
         buffer.seek(0)
         loaded = torch.jit.load(buffer)
     assert torch.equal(scripted(X), expected) and torch.equal(loaded(X), expected)
-    archived = loaded.get_submodule("0._packed_params")._c
+    archived = dict(loaded.named_modules())["0._packed_params"]._c
     assert [name for name in automatic_pack.AUTOMATIC_STATE if archived.hasattr(name)] == []
     assert archived.hasattr("_packed_params")
 
