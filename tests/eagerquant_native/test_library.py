@@ -31,6 +31,25 @@ def test_a_kernel_is_the_best_level_or_the_one_asked_for() -> None:
 
 
 @needs_library
+def test_every_signature_is_that_of_a_function() -> None:
+    compiled = library._library()
+    lost = [
+        name
+        for name in library._SIGNATURES
+        if not any(hasattr(compiled, f"eq_{name}_{level}") for level in LEVELS)
+    ]
+    assert lost == []
+
+
+def test_every_source_is_compiled() -> None:
+    text = (ROOT / "setup.py").read_text()
+    sources = {path.stem for path in (ROOT / "eagerquant_native/src").glob("*.cpp")}
+    assert {
+        name for name in sources if f'    "{name}": (' not in text and f'    "{name}": ANY' not in text
+    } == set()
+
+
+@needs_library
 def test_the_library_shares_torchs_threads() -> None:
     assert set(_openmp_libraries()) == {p for p in _openmp_libraries() if "torch" in p}
 
