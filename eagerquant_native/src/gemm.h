@@ -13,7 +13,7 @@ constexpr int kPanel = 16;                // columns of one vector of sums
 constexpr int kPanels = 4;                // panels of one block of columns
 constexpr int kColumns = kPanel * kPanels;
 
-// `Epilogue` has row(m, column, count, sums): `count` sums of one row, kPanel columns each, from `column` on.
+// `Epilogue` has row(m, column, count, sums): of row m, `count` times kPanel sums from `column` on.
 
 #ifdef __AMX_INT8__
 #define EQ_HAS_TILES 1
@@ -69,19 +69,15 @@ void tile_block(const uint8_t* a, int64_t lda, const Pack& pack, int64_t m, int6
       _tile_dpbusd(3, 5, 7);
     }
   }
-  alignas(64) int32_t sums[2 * MT][16][16];
-  _tile_stored(0, sums[0], 64);
-  _tile_stored(1, sums[1], 64);
+  alignas(64) int32_t sums[16 * MT][2 * kPanel];
+  constexpr int64_t kRow = sizeof(sums[0]);
+  _tile_stored(0, sums[0], kRow);
+  _tile_stored(1, sums[0] + kPanel, kRow);
   if (MT == 2) {
-    _tile_stored(2, sums[2], 64);
-    _tile_stored(3, sums[3], 64);
+    _tile_stored(2, sums[16], kRow);
+    _tile_stored(3, sums[16] + kPanel, kRow);
   }
-  for (int t = 0; t < MT; ++t) {
-    for (int64_t r = 0; r < 16 && m + 16 * t + r < rows; ++r) {
-      const __m512i found[2] = {_mm512_load_si512(sums[2 * t][r]), _mm512_load_si512(sums[2 * t + 1][r])};
-      epilogue.row(m + 16 * t + r, column, 2, found);
-    }
-  }
+  for (int64_t r = 0; r < 16 * MT && m + r < rows; ++r) epilogue.row(m + r, column, 2, sums[r]);
 }
 
 // Rows [begin, end) by kColumns columns. Reads whole tiles: `a` must have memory for the rows rounded up to 16.
@@ -112,34 +108,39 @@ struct TilesOn {
 
 #endif  // EQ_HAS_TILES
 
-// MR rows by kColumns columns in registers.
-template <int MR, typename Epilogue>
-void vector_block(const uint8_t* a, int64_t lda, const Pack& pack, int64_t m, int64_t column, Epilogue& epilogue) {
-  const int8_t* w = pack.weights() + column * pack.depth;
-  const uint8_t* rows = a + m * lda;
+// MR rows by kColumns columns. Apart from its caller, so that the sums stay in registers until they are stored.
+template <int MR>
+__attribute__((noinline)) void vector_sums(const uint8_t* a, int64_t lda, const int8_t* w, int64_t depth,
+                                           int32_t* out) {
   __m512i sums[MR][kPanels];
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) sums[r][p] = _mm512_setzero_si512();
-  for (int64_t k = 0; k < pack.depth; k += 4) {
+  for (int64_t k = 0; k < depth; k += 4) {
     __m512i weights[kPanels];
 #pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) weights[p] = _mm512_load_si512(w + k * kColumns + p * 4 * kPanel);
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
       int32_t four;
-      std::memcpy(&four, rows + r * lda + k, 4);
+      std::memcpy(&four, a + r * lda + k, 4);
       const __m512i activations = _mm512_set1_epi32(four);
 #pragma GCC unroll 4
       for (int p = 0; p < kPanels; ++p) sums[r][p] = _mm512_dpbusd_epi32(sums[r][p], activations, weights[p]);
     }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r) {
-    const __m512i of_row[kPanels] = {sums[r][0], sums[r][1], sums[r][2], sums[r][3]};  // `sums` stays in registers
-    epilogue.row(m + r, column, kPanels, of_row);
-  }
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 4
+    for (int p = 0; p < kPanels; ++p) _mm512_store_si512(out + r * kColumns + p * kPanel, sums[r][p]);
+}
+
+template <int MR, typename Epilogue>
+void vector_block(const uint8_t* a, int64_t lda, const Pack& pack, int64_t m, int64_t column, Epilogue& epilogue) {
+  alignas(64) int32_t sums[MR * kColumns];
+  vector_sums<MR>(a + m * lda, lda, pack.weights() + column * pack.depth, pack.depth, sums);
+  for (int r = 0; r < MR; ++r) epilogue.row(m + r, column, kPanels, sums + r * kColumns);
 }
 
 // Rows [begin, end) by kColumns columns.

@@ -65,26 +65,49 @@ void quantize(const float* x, int64_t n, QParams qparams, uint8_t* out) {
   }
 }
 
+// Scales the sums of one block of columns back to float.
+template <bool per_row>
 struct ToFloat {
   const Pack& pack;
   const QParams* qparams;  // one, or one a row
-  int64_t qparams_step;
-  float least;  // 0 with ReLU
+  const float least;       // 0 with ReLU
   float* y;
+  int64_t first = 0;  // column of the block
+  __m512 scale[kPanels], bias[kPanels];
+  __m512i offset[kPanels];  // what the zero point adds to a sum, if it is one for all rows; else its factor
 
-  void row(int64_t m, int64_t column, int count, const __m512i* sums) {
-    const QParams& of_row = qparams[m * qparams_step];
-    const __m512i zero_point = _mm512_set1_epi32(of_row.zero_point);
-    const __m512 scale = _mm512_set1_ps(of_row.scale), bottom = _mm512_set1_ps(least);
-    for (int p = 0; p < count; ++p, column += kPanel) {
-      if (column >= pack.n) return;
-      const __mmask16 there = pack.n - column >= kPanel ? 0xffff : (1u << (pack.n - column)) - 1;
-      const __m512i offset = _mm512_mullo_epi32(zero_point, _mm512_loadu_si512(pack.sums() + column));
-      __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(sums[p], offset));
-      const __m512 product = _mm512_mul_ps(scale, _mm512_loadu_ps(pack.scale() + column));
-      v = pack.has_bias ? _mm512_fmadd_ps(v, product, _mm512_loadu_ps(pack.bias() + column))
-                        : _mm512_mul_ps(v, product);
-      _mm512_mask_storeu_ps(y + m * pack.n + column, there, _mm512_max_ps(v, bottom));
+  ToFloat(const Pack& pack, const QParams* qparams, float least, float* y)
+      : pack(pack), qparams(qparams), least(least), y(y) {}
+
+  void turn_to(int64_t column) {
+    first = column;
+    const __m512i zero_point = _mm512_set1_epi32(per_row ? 1 : qparams[0].zero_point);
+    const __m512 of_input = _mm512_set1_ps(per_row ? 1.0f : qparams[0].scale);
+    for (int p = 0; p < kPanels; ++p, column += kPanel) {
+      scale[p] = _mm512_mul_ps(of_input, _mm512_loadu_ps(pack.scale() + column));
+      bias[p] = _mm512_loadu_ps(pack.bias() + column);
+      offset[p] = _mm512_mullo_epi32(zero_point, _mm512_loadu_si512(pack.sums() + column));
+    }
+  }
+
+  void row(int64_t m, int64_t column, int count, const int32_t* sums) const {
+    float* to = y + m * pack.n + column;
+    for (int i = 0; i < count; ++i, column += kPanel) {
+      const int p = static_cast<int>(column - first) / kPanel;
+      __m512i shift = offset[p];
+      __m512 factor = scale[p];
+      if (per_row) {
+        shift = _mm512_mullo_epi32(_mm512_set1_epi32(qparams[m].zero_point), shift);
+        factor = _mm512_mul_ps(_mm512_set1_ps(qparams[m].scale), factor);
+      }
+      const __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(sums + i * kPanel), shift));
+      // Fused, as FBGEMM's compiler has it; without a bias there is nothing to add, not even 0.
+      const __m512 scaled = pack.has_bias ? _mm512_fmadd_ps(v, factor, bias[p]) : _mm512_mul_ps(v, factor);
+      const __m512 result = _mm512_max_ps(scaled, _mm512_set1_ps(least));
+      if (column + kPanel <= pack.n)
+        _mm512_storeu_ps(to + i * kPanel, result);
+      else if (column < pack.n)
+        _mm512_mask_storeu_ps(to + i * kPanel, (1u << (pack.n - column)) - 1, result);
     }
   }
 };
@@ -169,21 +192,29 @@ struct Quantized {
 };
 
 // Blocks of 64 columns by up to kRows rows; the weights of one block stay in the cache for all rows.
+template <bool per_row>
 void multiply(const Call& call, const Quantized& input, Team team) {
   constexpr int64_t kRows = 96;
-  ToFloat epilogue{call.pack, input.qparams, call.per_row() ? 1 : 0,
-                   call.flags & kRelu ? 0.0f : -std::numeric_limits<float>::infinity(), call.y};
+  const float least = call.flags & kRelu ? 0.0f : -std::numeric_limits<float>::infinity();
+  ToFloat<per_row> epilogue(call.pack, input.qparams, least, call.y);
   const int64_t stripes = (call.rows + kRows - 1) / kRows, blocks = call.pack.columns / kColumns;
   const Part part = team.part_of(stripes * blocks);
   for (int64_t i = part.begin; i < part.end; ++i) {
     const int64_t begin = i % stripes * kRows, end = begin + kRows < call.rows ? begin + kRows : call.rows;
-    block(input.codes, Quantized::stride(call), call.pack, begin, end, i / stripes * kColumns, epilogue);
+    const int64_t column = i / stripes * kColumns;
+    if (i == part.begin || begin == 0) epilogue.turn_to(column);
+    block(input.codes, Quantized::stride(call), call.pack, begin, end, column, epilogue);
   }
+}
+
+void multiply(const Call& call, const Quantized& input, Team team) {
+  call.per_row() ? multiply<true>(call, input, team) : multiply<false>(call, input, team);
 }
 
 }  // namespace
 
-// y[rows][n] = x[rows][k] times the packed weight. Returns 0, or 1 and leaves y alone if x is not finite.
+// y[rows][n] = x[rows][k] times the packed weight. Returns 0, or 1 and leaves y alone if x is not finite or there is
+// no memory.
 EQ_EXPORT int32_t EQ(linear_dynamic)(const void* pack, const float* x, int64_t rows, int64_t flags, float* y) {
   const Call call{*static_cast<const Pack*>(pack), x, rows, flags, y};
   int threads = threads_for(rows * call.pack.columns * call.pack.depth, 1 << 18);
@@ -192,6 +223,7 @@ EQ_EXPORT int32_t EQ(linear_dynamic)(const void* pack, const float* x, int64_t r
   const bool apart = rows * call.pack.k <= 16384;
   const int64_t bytes = Quantized::size(call);
   uint8_t* memory = static_cast<uint8_t*>(std::aligned_alloc(64, bytes * (apart ? threads : 1)));
+  if (!memory) return 1;
   Quantized shared(call, memory);
   bool finite = true;
 #pragma omp parallel num_threads(threads) if (threads > 1)
