@@ -32,6 +32,7 @@ ANY = ("portable", "avx2", "avx512")
 LEVELS = {
     "levels": ("portable",),
     "ranges": ANY,
+    "histogram": ANY,
 }
 # No contraction to fused multiply-add: kernels promise torch's results bit for bit.
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",

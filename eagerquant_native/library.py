@@ -19,7 +19,7 @@ import torch  # before the library: it lends its OpenMP
 # From any CPU up; each level includes the ones before it.
 LEVELS = ("portable", "avx2", "avx512", "vnni", "amx")
 # As in setup.py, which passes it to the compiler.
-INTERFACE = 2
+INTERFACE = 3
 
 _PATH = Path(__file__).with_name("_kernels.so")
 
@@ -31,8 +31,17 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "ranges": (_P, _I, _I, _I, _P, _P),
     "ranges_bfloat16": (_P, _I, _I, _I, _P, _P),
     "ranges_half": (_P, _I, _I, _I, _P, _P),
+    "histogram": (_P, _I, _I, _P, _P, _P, _P),
+    "histogram_bfloat16": (_P, _I, _I, _P, _P, _P, _P),
+    "histogram_half": (_P, _I, _I, _P, _P, _P, _P),
+    "upscale": (_P, _I, _I, _P, _P, _P),
 }
-_RESULTS: dict[str, Any] = {}  # of those that return something
+_RESULTS: dict[str, Any] = {
+    "histogram": ctypes.c_int32,
+    "histogram_bfloat16": ctypes.c_int32,
+    "histogram_half": ctypes.c_int32,
+    "upscale": ctypes.c_int32,
+}  # of those that return something
 
 
 @functools.cache
