@@ -12,7 +12,8 @@ from eagerquant_native.library import is_plain, kernel
 
 # Torch needs less time for fewer values than a call of a kernel takes.
 _FEW = 1 << 14
-_SUFFIX = {torch.float32: "", torch.bfloat16: "_bfloat16", torch.float16: "_half"}
+# What names the kernels of a dtype.
+SUFFIX = {torch.float32: "", torch.bfloat16: "_bfloat16", torch.float16: "_half"}
 
 
 def whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,7 +50,7 @@ def _whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         low, high = torch.aminmax(x)
         return low, high
     order = memory_order(x)
-    run = kernel("range" + _SUFFIX[x.dtype]) if order is not None and x.dtype in _SUFFIX else None
+    run = kernel("range" + SUFFIX[x.dtype]) if order is not None and x.dtype in SUFFIX else None
     if run is None:
         # Flat, where it can be: torch is slow on other memory formats.
         low, high = torch.aminmax(x if order is None or x.is_contiguous() else x.permute(order).flatten())
@@ -62,9 +63,9 @@ def _whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.jit.unused
 def _native_channel_range(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    if x.dtype not in _SUFFIX or not is_plain(x):
+    if x.dtype not in SUFFIX or not is_plain(x):
         return None
-    order, run = memory_order(x), kernel("ranges" + _SUFFIX[x.dtype])
+    order, run = memory_order(x), kernel("ranges" + SUFFIX[x.dtype])
     if order is None or run is None:
         return None
     channels, inner = x.size(axis), 1
