@@ -33,6 +33,7 @@ LEVELS = {
     "levels": ("portable",),
     "ranges": ANY,
     "histogram": ANY,
+    "histogram_search": ANY,
 }
 # No contraction to fused multiply-add: kernels promise torch's results bit for bit.
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
