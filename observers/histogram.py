@@ -214,6 +214,11 @@ class HistogramObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
     @torch.jit.export
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale and zero point of the best range; (1, 0) with a warning if nothing was observed."""
+        if not torch.jit.is_scripting():
+            return self._kept_qparams()
+        return self._qparams_now()
+
+    def _qparams_now(self) -> tuple[torch.Tensor, torch.Tensor]:
         if not check_min_max_valid(self.min_val, self.max_val):
             return default_qparams(self.min_val)
         low, high = self._non_linear_param_search()

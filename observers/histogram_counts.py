@@ -38,7 +38,8 @@ def count_over_both(x: torch.Tensor, bins: int, low: torch.Tensor, high: torch.T
     )
     if outcome == _NOT_COUNTED:
         return None
-    return Counted(counts, *found.tolist(), outcome == _WIDER)
+    low_of_both, high_of_both = found.tolist()
+    return Counted(counts, low_of_both, high_of_both, outcome == _WIDER)
 
 
 # As `Outcome` in histogram.cpp.

@@ -115,7 +115,7 @@ def best_bins(
         # All values are equal: every range is the same one.
         return 0, histogram.numel() - 1
     if not torch.jit.is_scripting():
-        if histogram.dtype == torch.float32 and is_plain(histogram) and kernel("next_ranges") is not None:
+        if _is_for_kernel(histogram, dst_nbins):
             return _best_bins(histogram, bin_width, dst_nbins, step, batch)
     cumulative: list[float] = torch.cumsum(histogram, dim=0).tolist()
     total = float(torch.sum(histogram))
@@ -144,6 +144,13 @@ def best_bins(
                 smallest, kept_start, kept_end = error, starts[i], ends[i]
             starts, ends = [], []
     return kept_start, kept_end
+
+
+@torch.jit.unused
+def _is_for_kernel(histogram: torch.Tensor, dst_nbins: int) -> bool:
+    # Beyond sixteen bits float32 no longer tells the levels apart, and torch rounds its own way.
+    plain = histogram.dtype == torch.float32 and histogram.is_contiguous() and is_plain(histogram)
+    return plain and dst_nbins <= 2**16 and kernel("next_ranges") is not None
 
 
 @torch.jit.unused

@@ -90,6 +90,11 @@ class RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
     @torch.jit.export
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale and zero point of the range; (1, 0) with a warning if nothing was observed."""
+        if not torch.jit.is_scripting():
+            return self._kept_qparams()
+        return self._qparams_now()
+
+    def _qparams_now(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self._calculate_qparams(self.min_val, self.max_val)
 
     def extra_repr(self) -> str:
