@@ -44,6 +44,20 @@ def channel_range(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tenso
     return torch.amin(x, others), torch.amax(x, others)
 
 
+def is_reducible(x: torch.Tensor) -> bool:
+    """Whether the range can be taken of `x` as it is, or of a copy in another dtype only.
+
+    >>> is_reducible(torch.zeros(1, dtype=torch.float16)), is_reducible(torch.zeros(1, dtype=torch.bool))
+    (True, False)
+    """
+    return (
+        x.dtype == torch.float32
+        or x.dtype == torch.bfloat16
+        or x.dtype == torch.float16
+        or x.dtype == torch.float64
+    )
+
+
 @torch.jit.unused
 def _whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if x.numel() < _FEW or not is_plain(x):
