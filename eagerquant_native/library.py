@@ -19,19 +19,37 @@ import torch  # before the library: it lends its OpenMP
 # From any CPU up; each level includes the ones before it.
 LEVELS = ("portable", "avx2", "avx512", "vnni", "amx")
 # As in setup.py, which passes it to the compiler.
-INTERFACE = 1
+INTERFACE = 4
 
 _PATH = Path(__file__).with_name("_kernels.so")
 
-_P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_P, _I, _F, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "range": (_P, _I, _P),
     "pack_size": (_I, _I, _I),
     "pack": (_P, _P, _P, _I, _I, _I, _P),
     "unpack": (_P, _P, _P, _P),
     "linear_dynamic": (_P, _P, _I, _I, _P),
+    "range_bfloat16": (_P, _I, _P),
+    "range_half": (_P, _I, _P),
+    "ranges": (_P, _I, _I, _I, _P, _P),
+    "ranges_bfloat16": (_P, _I, _I, _I, _P, _P),
+    "ranges_half": (_P, _I, _I, _I, _P, _P),
+    "histogram": (_P, _I, _I, _P, _P, _P, _P),
+    "histogram_bfloat16": (_P, _I, _I, _P, _P, _P, _P),
+    "histogram_half": (_P, _I, _I, _P, _P, _P, _P),
+    "upscale": (_P, _I, _I, _P, _P, _P),
+    "next_ranges": (_P, _D, _P, _I, _D, _I, _D, _P, _I, _P, _P),
 }
-_RESULTS: dict[str, Any] = {"pack_size": _I, "linear_dynamic": ctypes.c_int32}
+_RESULTS: dict[str, Any] = {  # of those that return something
+    "pack_size": _I,
+    "linear_dynamic": ctypes.c_int32,
+    "histogram": ctypes.c_int32,
+    "histogram_bfloat16": ctypes.c_int32,
+    "histogram_half": ctypes.c_int32,
+    "upscale": ctypes.c_int32,
+    "next_ranges": ctypes.c_int64,
+}
 
 
 @functools.cache

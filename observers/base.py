@@ -14,6 +14,7 @@ from torch import nn
 from observers.dtypes import FACTS, facts_of, is_float_qparams, is_symmetric, symmetric_zero_point
 from observers.errors import InvalidRequest, QuantizationWarning, Unsupported
 from observers.factory import _with_args, _with_callable_args
+from observers.kept import kept_qparams
 
 _UNOBSERVED = "must run observer before calling calculate_qparams. Returning default values."
 
@@ -116,8 +117,8 @@ def qparams_from_range(
     - float_qparams: s = (max_val - min_val) / n, or 1 where that is not above eps; z = -min_val / s, a float.
     """
     levels = float(quant_max - quant_min)
-    low = torch.min(min_val, torch.zeros_like(min_val))
-    high = torch.max(max_val, torch.zeros_like(max_val))
+    low = torch.clamp(min_val, max=0)
+    high = torch.clamp(max_val, min=0)
     if is_symmetric(qscheme):
         scale = torch.max(torch.max(-low, high) / (levels / 2), eps)
         middle = symmetric_zero_point(dtype, quant_min, quant_max, has_customized_qrange)
@@ -247,6 +248,14 @@ class UniformQuantizationObserverBase(ObserverBase):
             self.has_customized_qrange,
             self.qscheme,
         )
+
+    def _qparams_now(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute scale and zero point from the statistics; subclasses say how."""
+        raise NotImplementedError
+
+    @torch.jit.unused
+    def _kept_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return kept_qparams(self, self._qparams_now)
 
     @torch.jit.export
     def reset_min_max_vals(self) -> None:

@@ -8,7 +8,9 @@ from observers.base import UniformQuantizationObserverBase, check_min_max_valid,
 from observers.dtypes import integer_info, is_per_tensor
 from observers.errors import InvalidRequest, Unsupported
 from observers.finite import IgnoresNonFinite, is_finite_range
+from observers.histogram_counts import count_over_both, moved_to_edges
 from observers.histogram_search import best_bins, quantization_errors, uniform_error
+from observers.reductions import whole_range
 
 
 class HistogramObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
@@ -74,21 +76,41 @@ class HistogramObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
         if x_orig.numel() == 0:
             return x_orig
         x = x_orig.detach()
+        if not torch.jit.is_scripting():
+            if self._added_by_kernel(x):
+                return x_orig
         if x.dtype != torch.float64:
             x = x.to(torch.float32)
-        low, high = torch.aminmax(x)
+        low, high = whole_range(x)
         if not is_finite_range(low, high):
             if not torch.jit.is_scripting():
                 self._tell_of_nonfinite(x)
             x = x[torch.isfinite(x)]
             if x.numel() == 0:
                 return x_orig
-            low, high = torch.aminmax(x)
+            low, high = whole_range(x)
         if self._is_unobserved():
             self.reset_histogram(x, low, high)
         else:
             self._add(x, low, high)
         return x_orig
+
+    @torch.jit.unused
+    def _added_by_kernel(self, x: torch.Tensor) -> bool:
+        """Do all of it in native code if it can be done there."""
+        found = count_over_both(x, self.bins, self.min_val, self.max_val)
+        if found is None or self.histogram.dtype != torch.float32:
+            return False
+        if not found.is_wider:
+            self.histogram.add_(found.counts)
+            return True
+        counts, low, high = found.counts, torch.tensor(found.low), torch.tensor(found.high)
+        if not self._is_unobserved():
+            counts = self._combine_histograms(self.histogram, self.min_val, self.max_val, counts, low, high)
+        self._store(counts)
+        self.min_val.fill_(found.low)
+        self.max_val.fill_(found.high)
+        return True
 
     def _is_unobserved(self) -> bool:
         return bool(self.min_val == float("inf")) and bool(self.max_val == float("-inf"))
@@ -149,13 +171,17 @@ class HistogramObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
     ) -> torch.Tensor:
         """Return the counts moved to bins over the wider range from `update_min` to `update_max`."""
         parts = self.bins * self.upsample_rate
-        mass = histogram.repeat_interleave(self.upsample_rate) / self.upsample_rate
         part_width = (orig_max - orig_min) / parts
         device = orig_min.device
         middles = (
             torch.linspace(float(orig_min), float(orig_max), parts + 1, device=device)[:-1] + part_width / 2
         )
         edges = torch.linspace(float(update_min), float(update_max), self.bins + 1, device=update_min.device)
+        if not torch.jit.is_scripting():
+            moved = moved_to_edges(histogram, self.upsample_rate, middles, edges)
+            if moved is not None:
+                return moved
+        mass = histogram.repeat_interleave(self.upsample_rate) / self.upsample_rate
         bins = torch.clamp(torch.bucketize(middles, edges, right=True) - 1, 0, self.bins - 1)
         return torch.bincount(bins, weights=mass, minlength=self.bins)
 
@@ -188,6 +214,11 @@ class HistogramObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
     @torch.jit.export
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale and zero point of the best range; (1, 0) with a warning if nothing was observed."""
+        if not torch.jit.is_scripting():
+            return self._kept_qparams()
+        return self._qparams_now()
+
+    def _qparams_now(self) -> tuple[torch.Tensor, torch.Tensor]:
         if not check_min_max_valid(self.min_val, self.max_val):
             return default_qparams(self.min_val)
         low, high = self._non_linear_param_search()

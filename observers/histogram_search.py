@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import torch
 
+from eagerquant_native.library import is_plain, kernel
+
 
 def first_at_least(ascending: list[float], bound: float, start: int, end: int) -> int:
     """Return the first index in start..end whose value is at least `bound`, or `end` if there is none.
@@ -112,6 +114,9 @@ def best_bins(
     if bin_width == 0:
         # All values are equal: every range is the same one.
         return 0, histogram.numel() - 1
+    if not torch.jit.is_scripting():
+        if _is_for_kernel(histogram, dst_nbins):
+            return _best_bins(histogram, bin_width, dst_nbins, step, batch)
     cumulative: list[float] = torch.cumsum(histogram, dim=0).tolist()
     total = float(torch.sum(histogram))
     start, end = 0, len(cumulative) - 1
@@ -139,3 +144,34 @@ def best_bins(
                 smallest, kept_start, kept_end = error, starts[i], ends[i]
             starts, ends = [], []
     return kept_start, kept_end
+
+
+@torch.jit.unused
+def _is_for_kernel(histogram: torch.Tensor, dst_nbins: int) -> bool:
+    # Beyond sixteen bits float32 no longer tells the levels apart, and torch rounds its own way.
+    plain = histogram.dtype == torch.float32 and histogram.is_contiguous() and is_plain(histogram)
+    return plain and dst_nbins <= 2**16 and kernel("next_ranges") is not None
+
+
+@torch.jit.unused
+def _best_bins(
+    histogram: torch.Tensor, bin_width: float, dst_nbins: int, step: float, batch: int
+) -> tuple[int, int]:
+    """The same, with native code walking along the path and computing the errors of its ranges."""
+    bins, run = histogram.numel(), kernel("next_ranges")
+    if run is None:
+        raise ValueError("this CPU has no kernel 'next_ranges'")
+    cumulative, density = torch.cumsum(histogram, dim=0), histogram / bin_width
+    total = float(torch.sum(histogram))
+    state = torch.tensor([0.0, bins - 1.0, 0.0, 1.0], dtype=torch.float64)
+    ranges, errors = torch.empty(batch, 2, dtype=torch.float64), torch.empty(batch, bins)
+    reads = cumulative.data_ptr(), total, density.data_ptr(), bins, bin_width, dst_nbins, step
+    writes = state.data_ptr(), batch, ranges.data_ptr(), errors.data_ptr()
+    kept, smallest = (0, bins - 1), float("inf")
+    while found := run(*reads, *writes):
+        # Summed by torch, whose order of summation decides between ranges that are nearly as good.
+        for pair, error in zip(ranges[:found].tolist(), errors[:found].sum(dim=1).tolist(), strict=True):
+            if error > smallest:
+                return kept
+            smallest, kept = error, (int(pair[0]), int(pair[1]))
+    return kept

@@ -13,6 +13,7 @@ import torch
 from observers.dtypes import is_per_channel, is_per_tensor
 from observers.errors import InvalidRequest, Unsupported
 from observers.range_observer import RangeObserver
+from observers.reductions import channel_range, whole_range
 
 _EPS = torch.finfo(torch.float32).eps
 
@@ -56,8 +57,7 @@ class MinMaxObserver(RangeObserver):
         self.register_buffer("max_val", torch.tensor(float("-inf"), **options))
 
     def _range_of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        low, high = torch.aminmax(x)
-        return low, high
+        return whole_range(x)
 
     @torch.jit.export
     def reset_min_max_vals(self) -> None:
@@ -180,8 +180,7 @@ class PerChannelMinMaxObserver(RangeObserver):
                 f"{x.shape}, with {x.size(axis)} of them along ch_axis={self.ch_axis}: "
                 "call reset_min_max_vals() to start anew"
             )
-        others = [dim for dim in range(axis)] + [dim for dim in range(axis + 1, x.dim())]
-        return torch.amin(x, others), torch.amax(x, others)
+        return channel_range(x, axis)
 
     @torch.jit.export
     def reset_min_max_vals(self) -> None:

@@ -6,6 +6,7 @@ from observers.base import UniformQuantizationObserverBase
 from observers.dtypes import is_symmetric
 from observers.errors import Unsupported
 from observers.finite import IgnoresNonFinite, is_finite_range, without_branches
+from observers.reductions import is_reducible
 
 
 class RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
@@ -31,12 +32,16 @@ class RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
     def _forward(self, x_orig: torch.Tensor) -> torch.Tensor:
         if x_orig.numel() == 0:
             return x_orig
-        x = x_orig.detach().to(self.min_val.dtype)
+        x = x_orig.detach()
+        if not is_reducible(x):
+            x = x.to(self.min_val.dtype)
         low, high = self._range_of(x)
+        # Rounding keeps the order, so that only the range need be converted.
+        low, high = low.to(self.min_val.dtype), high.to(self.min_val.dtype)
         if not torch.jit.is_scripting():
             low, high = self._guarded(x, low, high)
         elif not is_finite_range(low, high):
-            low, high = self._finite_range(x)
+            low, high = self._finite_range(x.to(self.min_val.dtype))
         low, high = self._merged(low, high)
         self._remember(low, high)
         return x_orig
@@ -52,6 +57,7 @@ class RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
             return torch.where(finite, low, old_low), torch.where(finite, high, old_high)
         if is_finite_range(low, high):
             return low, high
+        x = x.to(self.min_val.dtype)
         self._tell_of_nonfinite(x)
         return self._finite_range(x)
 
@@ -90,6 +96,11 @@ class RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
     @torch.jit.export
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return scale and zero point of the range; (1, 0) with a warning if nothing was observed."""
+        if not torch.jit.is_scripting():
+            return self._kept_qparams()
+        return self._qparams_now()
+
+    def _qparams_now(self) -> tuple[torch.Tensor, torch.Tensor]:
         return self._calculate_qparams(self.min_val, self.max_val)
 
     def extra_repr(self) -> str:
