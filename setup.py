@@ -31,6 +31,7 @@ ANY = ("portable", "avx2", "avx512")
 # Which levels each file is compiled for.
 LEVELS = {
     "levels": ("portable",),
+    "fake_quantize": ANY,
     "ranges": ANY,
 }
 # No contraction to fused multiply-add: kernels promise torch's results bit for bit.

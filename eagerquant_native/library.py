@@ -27,7 +27,15 @@ _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "range": (_P, _I, _P),
 }
-_RESULTS: dict[str, Any] = {}  # of those that return something
+for _format in ("float32", "bfloat16", "float16"):
+    _SIGNATURES[f"round_tensor_{_format}"] = (_P, _P, _P, _I, _P, _P, _I, _I)
+    _SIGNATURES[f"round_channels_{_format}"] = (_P, _P, _P, _I, _I, _I, _P, _P, _I, _I)
+    _SIGNATURES[f"observe_tensor_{_format}"] = (_P, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P)
+    _SIGNATURES[f"observe_and_round_{_format}"] = (_P, _P, _P, _I, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P)
+_SIGNATURES.update({f"keep_{bits}": (_P, _P, _P, _I, _I) for bits in (16, 32)})
+_RESULTS: dict[str, Any] = {  # of those that return something
+    name: ctypes.c_int32 for name in _SIGNATURES if name.startswith(("round_", "observe_"))
+}
 
 
 @functools.cache
@@ -91,7 +99,7 @@ def kernel(name: str, level: str | None = None) -> Callable[..., Any] | None:
 def is_plain(x: torch.Tensor) -> bool:
     """Whether a kernel may read `x` through its address: an ordinary dense tensor of this process's memory.
 
-    Not under tracing and compilation, which would not see what the kernel does.
+    Not under tracing, compilation and the transforms of `torch.func`, which would not see what the kernel does.
     """
     return (
         type(x) in _PLAIN_TYPES
@@ -99,6 +107,7 @@ def is_plain(x: torch.Tensor) -> bool:
         and x.layout is torch.strided
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and torch._C._functorch.maybe_current_level() is None
     )
 
 

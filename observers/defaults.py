@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from observers.fake_quantize import FakeQuantize, FixedQParamsFakeQuantize, FusedMovingAvgObsFakeQuantize
+from observers.fake_quantize import FakeQuantize, FixedQParamsFakeQuantize
+from observers.fused_fake_quantize import FusedMovingAvgObsFakeQuantize
 from observers.histogram import HistogramObserver
 from observers.minmax import (
     MinMaxObserver,
