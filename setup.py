@@ -82,7 +82,7 @@ setup(
         Extension(
             "eagerquant_native._kernels",
             [str(SOURCES / f"{name}.cpp") for name in LEVELS],
-            depends=[str(SOURCES / "eagerquant.h")],
+            depends=[str(path) for path in SOURCES.glob("*.h")],
             optional=True,
         )
     ],

@@ -19,13 +19,18 @@ import torch  # before the library: it lends its OpenMP
 # From any CPU up; each level includes the ones before it.
 LEVELS = ("portable", "avx2", "avx512", "vnni", "amx")
 # As in setup.py, which passes it to the compiler.
-INTERFACE = 1
+INTERFACE = 2
 
 _PATH = Path(__file__).with_name("_kernels.so")
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "range": (_P, _I, _P),
+    "range_bfloat16": (_P, _I, _P),
+    "range_half": (_P, _I, _P),
+    "ranges": (_P, _I, _I, _I, _P, _P),
+    "ranges_bfloat16": (_P, _I, _I, _I, _P, _P),
+    "ranges_half": (_P, _I, _I, _I, _P, _P),
 }
 for _format in ("float32", "bfloat16", "float16"):
     _SIGNATURES[f"round_tensor_{_format}"] = (_P, _P, _P, _I, _P, _P, _I, _I)

@@ -1,57 +1,105 @@
-// The smallest and the largest value of a tensor, NaN if it holds one.
+// The smallest and the largest value of a tensor, whole or per channel: NaN where there is one, as in torch.
 #include "eagerquant.h"
 
-#include <cmath>
-#include <limits>
+#include <vector>
+
+#include "loads.h"
+#include "range.h"
 
 namespace {
 
-constexpr int kLanes = 64;
+// Shorter runs of one channel than this are not reduced one by one: several channels share a vector.
+constexpr int64_t kShort = 64;
 
-// One read, `kLanes` independent minima and maxima. NaN is found by the difference, which it poisons.
-void range_of(const float* x, int64_t n, float* low, float* high, float* poison) {
-  float lows[kLanes], highs[kLanes], sums[kLanes];
-  for (int i = 0; i < kLanes; ++i) {
-    lows[i] = std::numeric_limits<float>::infinity();
-    highs[i] = -lows[i];
-    sums[i] = 0;
+template <class T>
+void whole(const T* x, int64_t n, float* out) {
+  const int threads = threads_for(n, 1 << 16);
+  std::vector<Range> found(threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const Part part = part_of(n, omp_get_thread_num(), omp_get_num_threads(), kLanes);
+    found[omp_get_thread_num()] = range_of(x + part.begin, part.end - part.begin);
   }
-  int64_t at = 0;
-  for (; at + kLanes <= n; at += kLanes) {
-    for (int i = 0; i < kLanes; ++i) {
-      const float value = x[at + i];
-      lows[i] = value < lows[i] ? value : lows[i];
-      highs[i] = value > highs[i] ? value : highs[i];
-      sums[i] += value == value ? 0.0f : 1.0f;
+  for (int i = 1; i < threads; ++i) found[0].add(found[i]);
+  found[0].store(out, out + 1);
+}
+
+// Runs of `inner` values, each of one channel.
+template <class T>
+void long_runs(const T* x, Part runs, int64_t channels, int64_t inner, Range* found) {
+  for (int64_t run = runs.begin; run < runs.end; ++run)
+    found[run % channels].add(range_of(x + run * inner, inner));
+}
+
+// Rows of `width` values, a whole number of times channels * inner: a minimum and a maximum for each column.
+template <class T>
+void columns(const T* x, Part rows, int64_t width, int64_t channels, int64_t inner, Range* found) {
+  std::vector<float> lows(width, kInfinity), highs(width, -kInfinity);
+  std::vector<int32_t> sizes(width, 0);
+  int64_t row = rows.begin;
+  for (; row + 4 <= rows.end; row += 4) {
+    const T* at = x + row * width;
+    for (int64_t i = 0; i < width; ++i) {
+      const float a = load(at + i), b = load(at + width + i);
+      const float c = load(at + 2 * width + i), d = load(at + 3 * width + i);
+      lows[i] = smaller(smaller(smaller(a, b), smaller(c, d)), lows[i]);
+      highs[i] = larger(larger(larger(a, b), larger(c, d)), highs[i]);
+      sizes[i] = larger(larger(larger(size_of(a), size_of(b)), larger(size_of(c), size_of(d))), sizes[i]);
     }
   }
-  for (; at < n; ++at) {
-    lows[0] = x[at] < lows[0] ? x[at] : lows[0];
-    highs[0] = x[at] > highs[0] ? x[at] : highs[0];
-    sums[0] += x[at] == x[at] ? 0.0f : 1.0f;
+  for (; row < rows.end; ++row) {
+    const T* at = x + row * width;
+    for (int64_t i = 0; i < width; ++i) {
+      const float a = load(at + i);
+      lows[i] = smaller(a, lows[i]);
+      highs[i] = larger(a, highs[i]);
+      sizes[i] = larger(size_of(a), sizes[i]);
+    }
   }
-  for (int i = 1; i < kLanes; ++i) {
-    lows[0] = lows[i] < lows[0] ? lows[i] : lows[0];
-    highs[0] = highs[i] > highs[0] ? highs[i] : highs[0];
-    sums[0] += sums[i];
+  for (int64_t i = 0; i < width; ++i) found[i / inner % channels].add({lows[i], highs[i], sizes[i]});
+}
+
+template <class T>
+void per_channel(const T* x, int64_t outer, int64_t channels, int64_t inner, float* low, float* high) {
+  const bool runs = inner >= kShort || outer == 1;
+  // Several short rows make a wide one.
+  const int64_t width = channels * inner, folded = width < kShort ? 4 * kShort / width : 1, wide = outer / folded;
+  const int threads = threads_for(outer * channels * inner, 1 << 16);
+  std::vector<Range> found(threads * channels);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+    Range* const own = &found[thread * channels];
+    if (runs) {
+      long_runs(x, part_of(outer * channels, thread, team), channels, inner, own);
+    } else {
+      columns(x, part_of(wide, thread, team, 4), folded * width, channels, inner, own);
+      if (thread == 0) columns(x, {wide * folded, outer}, width, channels, inner, own);
+    }
   }
-  *low = lows[0];
-  *high = highs[0];
-  *poison = sums[0];
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int i = 1; i < threads; ++i) found[c].add(found[i * channels + c]);
+    found[c].store(low + c, high + c);
+  }
 }
 
 }  // namespace
 
-// out[0], out[1]: smallest and largest of the n > 0 values of x, both NaN if any is.
-EQ_EXPORT void EQ(range)(const float* x, int64_t n, float* out) {
-  const int threads = threads_for(n, 1 << 16);
-  float low = std::numeric_limits<float>::infinity(), high = -low, poison = 0;
-#pragma omp parallel num_threads(threads) reduction(min : low) reduction(max : high) reduction(+ : poison) \
-    if (threads > 1)
-  {
-    const Part part = part_of(n, omp_get_thread_num(), omp_get_num_threads(), kLanes);
-    range_of(x + part.begin, part.end - part.begin, &low, &high, &poison);
-  }
-  out[0] = poison > 0 ? std::numeric_limits<float>::quiet_NaN() : low;
-  out[1] = poison > 0 ? std::numeric_limits<float>::quiet_NaN() : high;
+// out[0], out[1]: the smallest and the largest of the n > 0 values of x, both NaN if any is.
+EQ_EXPORT void EQ(range)(const float* x, int64_t n, float* out) { whole(x, n, out); }
+EQ_EXPORT void EQ(range_bfloat16)(const BFloat16* x, int64_t n, float* out) { whole(x, n, out); }
+EQ_EXPORT void EQ(range_half)(const Half* x, int64_t n, float* out) { whole(x, n, out); }
+
+// The same of each channel of x[outer][channels][inner], none of which is 0.
+EQ_EXPORT void EQ(ranges)(const float* x, int64_t outer, int64_t channels, int64_t inner, float* low,
+                          float* high) {
+  per_channel(x, outer, channels, inner, low, high);
+}
+EQ_EXPORT void EQ(ranges_bfloat16)(const BFloat16* x, int64_t outer, int64_t channels, int64_t inner,
+                                   float* low, float* high) {
+  per_channel(x, outer, channels, inner, low, high);
+}
+EQ_EXPORT void EQ(ranges_half)(const Half* x, int64_t outer, int64_t channels, int64_t inner, float* low,
+                               float* high) {
+  per_channel(x, outer, channels, inner, low, high);
 }

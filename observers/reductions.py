@@ -1,0 +1,95 @@
+"""The smallest and the largest value of a tensor, whole or per channel, at the cost of reading it once.
+
+Torch reduces fast along memory and slowly across it. So tensors are reduced in the order in which they lie in
+memory, by a compiled kernel where there is one. NaN anywhere makes both bounds NaN, as in torch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from eagerquant_native.library import is_plain, kernel
+
+# Torch needs less time for fewer values than a call of a kernel takes.
+_FEW = 1 << 14
+_SUFFIX = {torch.float32: "", torch.bfloat16: "_bfloat16", torch.float16: "_half"}
+
+
+def whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the smallest and the largest value of `x`, which is not empty: 0-d tensors of its dtype.
+
+    >>> whole_range(torch.tensor([[2.0, -1.0], [0.5, 3.0]]))
+    (tensor(-1.), tensor(3.))
+    """
+    if not torch.jit.is_scripting():
+        return _whole_range(x)
+    low, high = torch.aminmax(x)
+    return low, high
+
+
+def channel_range(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the smallest and the largest value for each index along `axis`: 1-d tensors of `x`'s dtype.
+
+    `axis` is one of at least two dimensions, counted from the front; `x` is not empty.
+
+    >>> channel_range(torch.tensor([[2.0, -1.0], [0.5, 3.0]]), 1)
+    (tensor([0.5000, -1.0000]), tensor([2., 3.]))
+    """
+    if not torch.jit.is_scripting():
+        found = _native_channel_range(x, axis)
+        if found is not None:
+            return found
+    others = [dim for dim in range(axis)] + [dim for dim in range(axis + 1, x.dim())]
+    return torch.amin(x, others), torch.amax(x, others)
+
+
+@torch.jit.unused
+def _whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if x.numel() < _FEW or not is_plain(x):
+        low, high = torch.aminmax(x)
+        return low, high
+    order = memory_order(x)
+    run = kernel("range" + _SUFFIX[x.dtype]) if order is not None and x.dtype in _SUFFIX else None
+    if run is None:
+        # Flat, where it can be: torch is slow on other memory formats.
+        low, high = torch.aminmax(x if order is None or x.is_contiguous() else x.permute(order).flatten())
+        return low, high
+    found = torch.empty(2)
+    run(x.data_ptr(), x.numel(), found.data_ptr())
+    low, high = found.to(x.dtype).unbind()
+    return low, high
+
+
+@torch.jit.unused
+def _native_channel_range(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    if x.dtype not in _SUFFIX or not is_plain(x):
+        return None
+    order, run = memory_order(x), kernel("ranges" + _SUFFIX[x.dtype])
+    if order is None or run is None:
+        return None
+    channels, inner = x.size(axis), 1
+    for dim in order[order.index(axis) + 1 :]:
+        inner *= x.size(dim)
+    outer = x.numel() // (channels * inner)
+    low, high = torch.empty(channels), torch.empty(channels)
+    run(x.data_ptr(), outer, channels, inner, low.data_ptr(), high.data_ptr())
+    return low.to(x.dtype), high.to(x.dtype)
+
+
+def memory_order(x: torch.Tensor) -> list[int] | None:
+    """Return the dimensions from the one with the largest steps in memory; None if `x` has gaps or overlaps.
+
+    >>> memory_order(torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    [0, 2, 3, 1]
+    """
+    if x.is_contiguous():
+        return list(range(x.dim()))
+    strides, sizes = x.stride(), x.size()
+    order = sorted(range(x.dim()), key=strides.__getitem__, reverse=True)
+    expected = 1
+    for dim in reversed(order):
+        if sizes[dim] != 1:
+            if strides[dim] != expected:
+                return None
+            expected *= sizes[dim]
+    return order
