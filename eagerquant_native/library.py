@@ -32,11 +32,11 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "ranges_bfloat16": (_P, _I, _I, _I, _P, _P),
     "ranges_half": (_P, _I, _I, _I, _P, _P),
 }
-for _format in ("float32", "bfloat16", "float16"):
-    _SIGNATURES[f"round_tensor_{_format}"] = (_P, _P, _P, _I, _P, _P, _I, _I)
-    _SIGNATURES[f"round_channels_{_format}"] = (_P, _P, _P, _I, _I, _I, _P, _P, _I, _I)
-    _SIGNATURES[f"observe_tensor_{_format}"] = (_P, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P)
-    _SIGNATURES[f"observe_and_round_{_format}"] = (_P, _P, _P, _I, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P)
+for _suffix in ("", "_bfloat16", "_half"):
+    _SIGNATURES[f"round_tensor{_suffix}"] = (_P, _P, _P, _I, _P, _P, _I, _I)
+    _SIGNATURES[f"round_channels{_suffix}"] = (_P, _P, _P, _I, _I, _I, _P, _P, _I, _I)
+    _SIGNATURES[f"observe_tensor{_suffix}"] = (_P, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P)
+    _SIGNATURES[f"observe_and_round{_suffix}"] = (_P, _P, _P, _I, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P)
 _SIGNATURES.update({f"keep_{bits}": (_P, _P, _P, _I, _I) for bits in (16, 32)})
 _RESULTS: dict[str, Any] = {  # of those that return something
     name: ctypes.c_int32 for name in _SIGNATURES if name.startswith(("round_", "observe_"))

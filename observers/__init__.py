@@ -71,12 +71,12 @@ from observers.fake_quantize import (
     FakeQuantize as FakeQuantize,
     FakeQuantizeBase as FakeQuantizeBase,
     FixedQParamsFakeQuantize as FixedQParamsFakeQuantize,
+    FusedMovingAvgObsFakeQuantize as FusedMovingAvgObsFakeQuantize,
     _is_float_qparams as _is_float_qparams,
     _is_per_channel as _is_per_channel,
     _is_per_tensor as _is_per_tensor,
     _is_symmetric_quant as _is_symmetric_quant,
 )
-from observers.fused_fake_quantize import FusedMovingAvgObsFakeQuantize as FusedMovingAvgObsFakeQuantize
 from observers.granularity import (
     AffineQuantizedObserverBase as AffineQuantizedObserverBase,
     Granularity as Granularity,

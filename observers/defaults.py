@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from observers.fake_quantize import FakeQuantize, FixedQParamsFakeQuantize
-from observers.fused_fake_quantize import FusedMovingAvgObsFakeQuantize
+from observers.fake_quantize import FakeQuantize, FixedQParamsFakeQuantize, FusedMovingAvgObsFakeQuantize
 from observers.histogram import HistogramObserver
 from observers.minmax import (
     MinMaxObserver,

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from eagerquant_native.library import is_plain, kernel
 from observers.finite import is_finite_range
+from observers.reductions import channel_range, whole_range
 from observers.rounding import (
-    FORMATS,
+    SUFFIX,
     MaskGate,
     address,
     dense,
@@ -26,7 +27,7 @@ from observers.rounding import (
 )
 
 if TYPE_CHECKING:
-    from observers.fused_fake_quantize import FusedMovingAvgObsFakeQuantize
+    from observers.fake_quantize import FusedMovingAvgObsFakeQuantize
 
 
 def observe_and_round(x: Tensor, module: FusedMovingAvgObsFakeQuantize) -> Tensor | None:
@@ -35,7 +36,7 @@ def observe_and_round(x: Tensor, module: FusedMovingAvgObsFakeQuantize) -> Tenso
     None, and nothing is changed, for what is left to torch's operator: rounding switched off, values that are not
     finite, a first batch per channel, other dtypes and devices, compilation.
     """
-    if x.dtype not in FORMATS or not is_plain(x) or x.numel() == 0:
+    if x.dtype not in SUFFIX or not is_plain(x) or x.numel() == 0:
         return None
     state = State(module)
     if not state.suits(x):
@@ -93,7 +94,7 @@ class State:
 
 
 def _observed_by_kernel(x: Tensor, state: State) -> bool:
-    run = kernel(f"observe_tensor_{FORMATS[x.dtype]}")
+    run = kernel(f"observe_tensor{SUFFIX[x.dtype]}")
     if run is None:
         return False
     source, _ = dense(x)
@@ -103,12 +104,7 @@ def _observed_by_kernel(x: Tensor, state: State) -> bool:
 @torch.no_grad()
 def _observed_in_steps(x: Tensor, state: State) -> bool:
     if state.switches[0].item() == 1:
-        source, layout = dense(x)
-        if state.per_channel:
-            others = list(range(1, x.dim()))
-            low, high = torch.amin(source, others), torch.amax(source, others)
-        else:
-            low, high = torch.aminmax(source if layout.order is None else source.permute(layout.order))
+        low, high = channel_range(x, 0) if state.per_channel else whole_range(x)
         if not is_finite_range(low.float(), high.float()):
             return False
         statistics = torch.stack([low, high], dim=-1).float()
@@ -130,7 +126,7 @@ def _observed_in_steps(x: Tensor, state: State) -> bool:
 
 
 def _channels(x: Tensor, state: State) -> Tensor | None:
-    run = kernel(f"observe_and_round_{FORMATS[x.dtype]}")
+    run = kernel(f"observe_and_round{SUFFIX[x.dtype]}")
     source, layout = dense(x)
     outer, channels, inner = layout.runs(x, 0)
     if run is not None and outer == 1:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from eagerquant_native.library import is_plain, kernel
+from observers.reductions import memory_order
 
 BLOCK = 32  # values per word of a mask
-FORMATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+SUFFIX = {torch.float32: "", torch.bfloat16: "_bfloat16", torch.float16: "_half"}  # of the kernels' names
 # Integers up to here are exact in float32 with room for a zero point.
 _EXACT = 1 << 21
 # From here on torch's per-channel operator, which goes through int64, wraps around.
@@ -64,7 +65,7 @@ def fake_quantize_channels(
 
 def _suits(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> bool:
     return (
-        x.dtype in FORMATS
+        x.dtype in SUFFIX
         and is_plain(x)
         and x.numel() > 0
         and is_plain(scale)
@@ -119,39 +120,39 @@ def wants_gradient(x: Tensor) -> bool:
 
 
 class Layout(NamedTuple):
-    """How a dense tensor lies in memory: its dimensions from the slowest to the fastest, None as they are."""
+    """How a dense tensor lies in memory: its dimensions, those with the largest steps first."""
 
-    order: tuple[int, ...] | None
+    order: list[int]
 
     def fits(self, x: Tensor) -> bool:
         """Whether `x`, of the same shape, lies like this."""
-        return (x if self.order is None else x.permute(self.order)).is_contiguous()
+        return x.permute(self.order).is_contiguous()
+
+    def flat(self, x: Tensor) -> Tensor:
+        """The values of `x` in this order."""
+        return x.permute(self.order).contiguous()
+
+    def unflat(self, values: Tensor) -> Tensor:
+        """The reverse of `flat`."""
+        return values.permute(sorted(range(len(self.order)), key=self.order.__getitem__))
 
     def runs(self, x: Tensor, axis: int) -> tuple[int, int, int]:
         """Sizes (outer, channels, inner) of the memory seen as three dimensions, `axis` the one between."""
-        order = self.order or tuple(range(x.dim()))
-        place, sizes = order.index(axis), [x.size(dim) for dim in order]
-        return math.prod(sizes[:place]), sizes[place], math.prod(sizes[place + 1 :])
-
-
-def layout_of(x: Tensor) -> Layout | None:
-    """The layout of `x`, None if there are gaps or overlaps in it."""
-    if x.is_contiguous():
-        return Layout(None)
-    order = tuple(sorted(range(x.dim()), key=lambda dim: (-x.stride(dim), -x.size(dim))))
-    layout = Layout(order)
-    return layout if layout.fits(x) else None
+        channels, inner = x.size(axis), 1
+        for dim in self.order[self.order.index(axis) + 1 :]:
+            inner *= x.size(dim)
+        return x.numel() // (channels * inner), channels, inner
 
 
 def dense(x: Tensor) -> tuple[Tensor, Layout]:
     """`x` itself if it lies dense, else a copy that lies as torch's result would."""
-    layout = layout_of(x)
-    if layout is None:
+    order = memory_order(x)
+    if order is None:
         x = x.detach().clone()
-        layout = layout_of(x)
-    if layout is None:
-        x, layout = x.contiguous(), Layout(None)
-    return x, layout
+        order = memory_order(x)
+    if order is None:
+        x, order = x.contiguous(), list(range(x.dim()))
+    return x, Layout(order)
 
 
 class MaskGate(NamedTuple):
@@ -172,25 +173,16 @@ class MaskGate(NamedTuple):
         if keep is None:
             return torch.where(self.passed(mask, gradient), gradient, 0.0)
         if not self.layout.fits(gradient):
-            gradient = self._laid_out(gradient)
+            gradient = self.layout.unflat(self.layout.flat(gradient))
         kept = torch.empty_like(gradient)
         keep(gradient.data_ptr(), mask.data_ptr(), kept.data_ptr(), self.rows, self.length)
         return kept
-
-    def _laid_out(self, gradient: Tensor) -> Tensor:
-        order = self.layout.order
-        if order is None:
-            return gradient.contiguous()
-        back = sorted(range(len(order)), key=lambda dim: order[dim])
-        return gradient.permute(order).contiguous().permute(back)
 
     def passed(self, mask: Tensor, like: Tensor) -> Tensor:
         """The bits as booleans of the shape of `like`."""
         bits = (mask.unsqueeze(-1) >> torch.arange(BLOCK, dtype=torch.int32)) & 1
         flat = bits.reshape(self.rows, -1)[:, : self.length].bool()
-        order = self.layout.order or tuple(range(like.dim()))
-        back = sorted(range(len(order)), key=lambda dim: order[dim])
-        return flat.reshape([like.size(dim) for dim in order]).permute(back)
+        return self.layout.unflat(flat.reshape([like.size(dim) for dim in self.layout.order]))
 
 
 class _Gated(torch.autograd.Function):
@@ -218,7 +210,7 @@ def address(tensor: Tensor | None) -> int | None:
 
 
 def _by_kernel(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int) -> Rounded | None:
-    run = kernel(f"round_tensor_{FORMATS[x.dtype]}")
+    run = kernel(f"round_tensor{SUFFIX[x.dtype]}")
     if run is None:
         return None
     source, layout = dense(x)
@@ -234,7 +226,7 @@ def _by_kernel(x: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: int
 def _channels_by_kernel(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int
 ) -> Rounded | None:
-    run = kernel(f"round_channels_{FORMATS[x.dtype]}")
+    run = kernel(f"round_channels{SUFFIX[x.dtype]}")
     if run is None or not (scale.is_contiguous() and zero_point.is_contiguous()):
         return None
     source, layout = dense(x)

@@ -6,15 +6,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
-#if defined(__F16C__)
-#include <immintrin.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+
+#include "loads.h"
+#include "range.h"
+#include "stores.h"
 
 namespace {
 
@@ -23,63 +23,8 @@ constexpr int64_t kGrain = 1 << 15;
 // Adding and subtracting it rounds to the nearest integer, ties to even, what is below 2^22.
 constexpr float kRounder = 12582912.0f;
 constexpr float kRoundable = 4194304.0f;
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 // torch's per-channel operators go through int64, where what is larger wraps to the smallest.
 constexpr float kLargest64 = 9223371487098961920.0f;
-
-// --- number formats: a block of values to float and back -------------------------------------------
-
-struct F32 {
-  using type = float;
-  static const float* load(const float* x, float*) { return x; }
-  static float* room(float* y, float*) { return y; }
-  static void store(const float*, float*) {}
-  static float one(float x) { return x; }
-  static float of(float x) { return x; }
-};
-
-struct BF16 {
-  using type = uint16_t;
-  static float one(uint16_t x) {
-    const uint32_t bits = uint32_t(x) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-  }
-  static uint16_t of(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return x == x ? uint16_t(rounded) : uint16_t(0x7fc0);
-  }
-  static const float* load(const uint16_t* x, float* block) {
-    for (int i = 0; i < kBlock; ++i) block[i] = one(x[i]);
-    return block;
-  }
-  static float* room(uint16_t*, float* block) { return block; }
-  static void store(const float* block, uint16_t* y) {
-    for (int i = 0; i < kBlock; ++i) y[i] = of(block[i]);
-  }
-};
-
-#if defined(__F16C__)
-struct F16 {
-  using type = uint16_t;
-  static float one(uint16_t x) { return _cvtsh_ss(x); }
-  static uint16_t of(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT); }
-  static const float* load(const uint16_t* x, float* block) {
-    for (int i = 0; i < kBlock; i += 8)
-      _mm256_storeu_ps(block + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i))));
-    return block;
-  }
-  static float* room(uint16_t*, float* block) { return block; }
-  static void store(const float* block, uint16_t* y) {
-    for (int i = 0; i < kBlock; i += 8)
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(y + i),
-                       _mm256_cvtps_ph(_mm256_loadu_ps(block + i), _MM_FROUND_TO_NEAREST_INT));
-  }
-};
-#endif
 
 // --- rounding ---------------------------------------------------------------------------------------
 
@@ -106,24 +51,24 @@ struct Grid {
   }
 };
 
-template <class Format>
-void round_run(const typename Format::type* __restrict x, typename Format::type* __restrict y,
-               uint32_t* __restrict mask, int64_t n, const Grid grid) {
-  float in[kBlock], out[kBlock];
+template <class T>
+void round_run(const T* __restrict x, T* __restrict y, uint32_t* __restrict mask, int64_t n, const Grid grid) {
   int64_t at = 0;
   for (; at + kBlock <= n; at += kBlock) {
-    const float* from = Format::load(x + at, in);
-    float* to = Format::room(y + at, out);
     uint32_t bits = 0;
-    for (int i = 0; i < kBlock; ++i) bits |= grid.round(from[i], to + i) ? 1u << i : 0u;
-    Format::store(to, y + at);
+    for (int i = 0; i < kBlock; ++i) {
+      float value;
+      bits |= grid.round(load(x + at + i), &value) ? 1u << i : 0u;
+      store(value, y + at + i);
+    }
     if (mask) *mask++ = bits;
   }
   if (at == n) return;
   uint32_t bits = 0;
   for (int i = 0; at + i < n; ++i) {
-    bits |= grid.round(Format::one(x[at + i]), out + i) ? 1u << i : 0u;
-    y[at + i] = Format::of(out[i]);
+    float value;
+    bits |= grid.round(load(x + at + i), &value) ? 1u << i : 0u;
+    store(value, y + at + i);
   }
   if (mask) *mask = bits;
 }
@@ -156,15 +101,14 @@ void each_run(int64_t rows, int64_t length, F f) {
   }
 }
 
-template <class Format>
-int32_t round_tensor(const void* x, void* y, uint32_t* mask, int64_t n, const float* scale, const int32_t* zero_point,
+template <class T>
+int32_t round_tensor(const T* x, T* y, uint32_t* mask, int64_t n, const float* scale, const int32_t* zero_point,
                      int64_t low, int64_t high) {
-  using T = typename Format::type;
   const Grid grid(*scale, *zero_point, low, high, kInfinity);
   if (!grid.usable()) return 1;
   expect_writes(y, n * sizeof(T));
   each_run(1, n, [&](int64_t, int64_t at, int64_t count, int64_t word) {
-    round_run<Format>(static_cast<const T*>(x) + at, static_cast<T*>(y) + at, mask ? mask + word : nullptr, count, grid);
+    round_run(x + at, y + at, mask ? mask + word : nullptr, count, grid);
   });
   return 0;
 }
@@ -190,34 +134,32 @@ struct Grids {
 };
 
 // Part of a row whose values have a grid each, from the `first` of them on.
-template <class Format>
-void round_columns(const typename Format::type* __restrict x, typename Format::type* __restrict y,
-                   uint32_t* __restrict mask, int64_t n, const Grids& grids, int64_t first) {
-  float in[kBlock], out[kBlock];
+template <class T>
+void round_columns(const T* __restrict x, T* __restrict y, uint32_t* __restrict mask, int64_t n, const Grids& grids,
+                   int64_t first) {
   int64_t at = 0;
   for (; at + kBlock <= n; at += kBlock) {
-    const float* from = Format::load(x + at, in);
-    float* to = Format::room(y + at, out);
     uint32_t bits = 0;
-    for (int i = 0; i < kBlock; ++i) bits |= grids[first + at + i].round(from[i], to + i) ? 1u << i : 0u;
-    Format::store(to, y + at);
+    for (int i = 0; i < kBlock; ++i) {
+      float value;
+      bits |= grids[first + at + i].round(load(x + at + i), &value) ? 1u << i : 0u;
+      store(value, y + at + i);
+    }
     if (mask) *mask++ = bits;
   }
   if (at == n) return;
   uint32_t bits = 0;
   for (int i = 0; at + i < n; ++i) {
-    bits |= grids[first + at + i].round(Format::one(x[at + i]), out + i) ? 1u << i : 0u;
-    y[at + i] = Format::of(out[i]);
+    float value;
+    bits |= grids[first + at + i].round(load(x + at + i), &value) ? 1u << i : 0u;
+    store(value, y + at + i);
   }
   if (mask) *mask = bits;
 }
 
-template <class Format>
-int32_t round_channels(const void* x, void* y, uint32_t* mask, int64_t outer, int64_t channels, int64_t inner,
+template <class T>
+int32_t round_channels(const T* x, T* y, uint32_t* mask, int64_t outer, int64_t channels, int64_t inner,
                        const float* scale, const int32_t* zero_point, int64_t low, int64_t high) {
-  using T = typename Format::type;
-  const T* from = static_cast<const T*>(x);
-  T* to = static_cast<T*>(y);
   std::vector<Grid> grids(channels);
   for (int64_t c = 0; c < channels; ++c) {
     grids[c] = Grid(scale[c], zero_point[c], low, high, kLargest64);
@@ -228,52 +170,18 @@ int32_t round_channels(const void* x, void* y, uint32_t* mask, int64_t outer, in
     const Grids columns(grids);
     each_run(outer, channels, [&](int64_t row, int64_t at, int64_t count, int64_t word) {
       const int64_t first = row * channels + at;
-      round_columns<Format>(from + first, to + first, mask ? mask + word : nullptr, count, columns, at);
+      round_columns(x + first, y + first, mask ? mask + word : nullptr, count, columns, at);
     });
     return 0;
   }
   each_run(outer * channels, inner, [&](int64_t row, int64_t at, int64_t count, int64_t word) {
     const int64_t first = row * inner + at;
-    round_run<Format>(from + first, to + first, mask ? mask + word : nullptr, count, grids[row % channels]);
+    round_run(x + first, y + first, mask ? mask + word : nullptr, count, grids[row % channels]);
   });
   return 0;
 }
 
 // --- observing: the moving average of the range, and the grid it gives ------------------------------
-
-// The range of a run, widened; false if a value is NaN. Infinity shows in the range.
-template <class Format>
-bool widen(const typename Format::type* x, int64_t n, float* low, float* high) {
-  constexpr int kLanes = 2 * kBlock;
-  float lows[kLanes], highs[kLanes], block[kBlock];
-  uint32_t poison[kLanes];
-  for (int i = 0; i < kLanes; ++i) lows[i] = *low, highs[i] = *high, poison[i] = 0;
-  int64_t at = 0;
-  for (; at + kLanes <= n; at += kLanes) {
-    for (int half = 0; half < kLanes; half += kBlock) {
-      const float* from = Format::load(x + at + half, block);
-      for (int i = 0; i < kBlock; ++i) {
-        lows[half + i] = from[i] < lows[half + i] ? from[i] : lows[half + i];
-        highs[half + i] = from[i] > highs[half + i] ? from[i] : highs[half + i];
-        poison[half + i] |= from[i] == from[i] ? 0u : 1u;
-      }
-    }
-  }
-  for (; at < n; ++at) {
-    const float value = Format::one(x[at]);
-    lows[0] = value < lows[0] ? value : lows[0];
-    highs[0] = value > highs[0] ? value : highs[0];
-    poison[0] |= value == value ? 0u : 1u;
-  }
-  for (int i = 1; i < kLanes; ++i) {
-    lows[0] = std::min(lows[0], lows[i]);
-    highs[0] = std::max(highs[0], highs[i]);
-    poison[0] |= poison[i];
-  }
-  *low = lows[0];
-  *high = highs[0];
-  return poison[0] == 0;
-}
 
 inline bool is_range(float low, float high) { return low > -kInfinity && high < kInfinity && low <= high; }
 
@@ -321,23 +229,21 @@ inline Choice choose(float low, float high, int64_t lowest, int64_t highest, boo
   return {scale, int32_t(std::nearbyint(zero_point))};
 }
 
-template <class Format>
-int32_t observe_tensor(const void* x, int64_t n, int32_t observing, float* low, float* high, float constant,
+template <class T>
+int32_t observe_tensor(const T* x, int64_t n, int32_t observing, float* low, float* high, float constant,
                        int64_t lowest, int64_t highest, int32_t symmetric, float* scale, int32_t* zero_point) {
-  const auto* from = static_cast<const typename Format::type*>(x);
   float new_low = *low, new_high = *high;
   if (observing) {
     const int threads = threads_for(n, kGrain);
-    float batch_low = kInfinity, batch_high = -kInfinity;
-    int bad = 0;
-#pragma omp parallel num_threads(threads) reduction(min : batch_low) reduction(max : batch_high) reduction(| : bad) \
-    if (threads > 1)
+    std::vector<Range> found(threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
     {
-      const Part part = part_of(n, omp_get_thread_num(), omp_get_num_threads(), kBlock);
-      bad |= !widen<Format>(from + part.begin, part.end - part.begin, &batch_low, &batch_high);
+      const Part part = part_of(n, omp_get_thread_num(), omp_get_num_threads(), kLanes);
+      found[omp_get_thread_num()] = range_of(x + part.begin, part.end - part.begin);
     }
-    if (bad || !is_range(batch_low, batch_high)) return 1;
-    average(&new_low, &new_high, batch_low, batch_high, constant);
+    for (const Range& other : found) found[0].add(other);
+    if (!found[0].is_finite()) return 1;
+    average(&new_low, &new_high, found[0].low, found[0].high, constant);
   }
   if (!is_range(new_low, new_high)) return 1;
   const Choice choice = choose(new_low, new_high, lowest, highest, symmetric != 0);
@@ -349,11 +255,10 @@ int32_t observe_tensor(const void* x, int64_t n, int32_t observing, float* low, 
 }
 
 // Row by row, so that a row is read from memory once. What is observed is kept when all rows are well.
-template <class Format>
-int32_t observe_and_round(const void* x, void* y, uint32_t* mask, int64_t channels, int64_t inner, int32_t observing,
+template <class T>
+int32_t observe_and_round(const T* x, T* y, uint32_t* mask, int64_t channels, int64_t inner, int32_t observing,
                           float* low, float* high, float constant, int64_t lowest, int64_t highest,
                           int32_t symmetric, float* scale, int32_t* zero_point) {
-  using T = typename Format::type;
   struct Row {
     float low, high;
     Choice choice;
@@ -367,19 +272,19 @@ int32_t observe_and_round(const void* x, void* y, uint32_t* mask, int64_t channe
   {
     const Part part = part_of(channels, omp_get_thread_num(), omp_get_num_threads());
     for (int64_t c = part.begin; c < part.end && !bad; ++c) {
-      const T* from = static_cast<const T*>(x) + c * inner;
+      const T* from = x + c * inner;
       Row row{low[c], high[c], {}};
       if (observing) {
-        float batch_low = kInfinity, batch_high = -kInfinity;
-        bad |= !widen<Format>(from, inner, &batch_low, &batch_high) || !is_range(batch_low, batch_high);
-        average(&row.low, &row.high, batch_low, batch_high, constant);
+        const Range batch = range_of(from, inner);
+        bad |= !batch.is_finite();
+        average(&row.low, &row.high, batch.low, batch.high, constant);
       }
       bad |= !is_range(row.low, row.high);
       if (bad) break;
       row.choice = choose(row.low, row.high, lowest, highest, symmetric != 0);
       const Grid grid(row.choice.scale, row.choice.zero_point, lowest, highest, kLargest64);
       bad |= !grid.usable();
-      round_run<Format>(from, static_cast<T*>(y) + c * inner, mask ? mask + c * words : nullptr, inner, grid);
+      round_run(from, y + c * inner, mask ? mask + c * words : nullptr, inner, grid);
       rows[c] = row;
     }
   }
@@ -419,35 +324,32 @@ void keep(const void* gradient, const uint32_t* mask, void* out, int64_t rows, i
 
 // Each returns 0; or 1, with nothing changed, where it leaves the work to torch: a grid too far from zero for
 // its arithmetic, values or ranges that are not finite.
-#define EQ_EXPORTS(format, Format)                                                                                   \
-  EQ_EXPORT int32_t EQ(round_tensor_##format)(const void* x, void* y, uint32_t* mask, int64_t n, const float* scale, \
-                                              const int32_t* zero_point, int64_t low, int64_t high) {                \
-    return round_tensor<Format>(x, y, mask, n, scale, zero_point, low, high);                                        \
-  }                                                                                                                  \
-  EQ_EXPORT int32_t EQ(round_channels_##format)(const void* x, void* y, uint32_t* mask, int64_t outer,               \
-                                                int64_t channels, int64_t inner, const float* scale,                 \
-                                                const int32_t* zero_point, int64_t low, int64_t high) {              \
-    return round_channels<Format>(x, y, mask, outer, channels, inner, scale, zero_point, low, high);           \
-  }                                                                                                                  \
-  EQ_EXPORT int32_t EQ(observe_tensor_##format)(const void* x, int64_t n, int32_t observing, float* low,             \
-                                                float* high, float constant, int64_t lowest, int64_t highest,        \
-                                                int32_t symmetric, float* scale, int32_t* zero_point) {              \
-    return observe_tensor<Format>(x, n, observing, low, high, constant, lowest, highest, symmetric, scale,           \
-                                  zero_point);                                                                       \
-  }                                                                                                                  \
-  EQ_EXPORT int32_t EQ(observe_and_round_##format)(                                                                  \
-      const void* x, void* y, uint32_t* mask, int64_t channels, int64_t inner, int32_t observing, float* low,        \
-      float* high, float constant, int64_t lowest, int64_t highest, int32_t symmetric, float* scale,                 \
-      int32_t* zero_point) {                                                                                         \
-    return observe_and_round<Format>(x, y, mask, channels, inner, observing, low, high, constant, lowest, highest,   \
-                                     symmetric, scale, zero_point);                                                  \
+#define EQ_EXPORTS(suffix, T)                                                                                       \
+  EQ_EXPORT int32_t EQ(round_tensor##suffix)(const T* x, T* y, uint32_t* mask, int64_t n, const float* scale,       \
+                                             const int32_t* zero_point, int64_t low, int64_t high) {                \
+    return round_tensor(x, y, mask, n, scale, zero_point, low, high);                                               \
+  }                                                                                                                 \
+  EQ_EXPORT int32_t EQ(round_channels##suffix)(const T* x, T* y, uint32_t* mask, int64_t outer, int64_t channels,   \
+                                               int64_t inner, const float* scale, const int32_t* zero_point,        \
+                                               int64_t low, int64_t high) {                                         \
+    return round_channels(x, y, mask, outer, channels, inner, scale, zero_point, low, high);                        \
+  }                                                                                                                 \
+  EQ_EXPORT int32_t EQ(observe_tensor##suffix)(const T* x, int64_t n, int32_t observing, float* low, float* high,   \
+                                               float constant, int64_t lowest, int64_t highest, int32_t symmetric,  \
+                                               float* scale, int32_t* zero_point) {                                 \
+    return observe_tensor(x, n, observing, low, high, constant, lowest, highest, symmetric, scale, zero_point);     \
+  }                                                                                                                 \
+  EQ_EXPORT int32_t EQ(observe_and_round##suffix)(                                                                  \
+      const T* x, T* y, uint32_t* mask, int64_t channels, int64_t inner, int32_t observing, float* low,             \
+      float* high, float constant, int64_t lowest, int64_t highest, int32_t symmetric, float* scale,                \
+      int32_t* zero_point) {                                                                                        \
+    return observe_and_round(x, y, mask, channels, inner, observing, low, high, constant, lowest, highest,          \
+                             symmetric, scale, zero_point);                                                         \
   }
 
-EQ_EXPORTS(float32, F32)
-EQ_EXPORTS(bfloat16, BF16)
-#if defined(__F16C__)
-EQ_EXPORTS(float16, F16)
-#endif
+EQ_EXPORTS(, float)
+EQ_EXPORTS(_bfloat16, BFloat16)
+EQ_EXPORTS(_half, Half)
 
 // The gradient where the mask says so, zero elsewhere; the number is the width of the values in bits.
 EQ_EXPORT void EQ(keep_32)(const void* gradient, const uint32_t* mask, void* out, int64_t rows, int64_t length) {
