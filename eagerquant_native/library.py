@@ -37,6 +37,8 @@ for _suffix in ("", "_bfloat16", "_half"):
     _SIGNATURES[f"round_channels{_suffix}"] = (_P, _P, _P, _I, _I, _I, _P, _P, _I, _I)
     _SIGNATURES[f"observe_tensor{_suffix}"] = (_P, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P)
     _SIGNATURES[f"observe_and_round{_suffix}"] = (_P, _P, _P, _I, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P)
+_SIGNATURES["observe_and_round_scaled"] = (_P, *_SIGNATURES["observe_and_round"])
+_SIGNATURES["keep_scaled"] = (_P, _P, _P, _P, _P, _P, _I, _I)
 _SIGNATURES.update({f"keep_{bits}": (_P, _P, _P, _I, _I) for bits in (16, 32)})
 _RESULTS: dict[str, Any] = {  # of those that return something
     name: ctypes.c_int32 for name in _SIGNATURES if name.startswith(("round_", "observe_"))

@@ -21,6 +21,7 @@ from observers.rounding import (
     dense,
     fake_quantize,
     fake_quantize_channels,
+    is_readable,
     masked,
     wants_gradient,
     with_gradient,
@@ -139,3 +140,66 @@ def _channels(x: Tensor, state: State) -> Tensor | None:
     if not _observed_in_steps(x, state):
         return None
     return fake_quantize_channels(x, state.scale, state.zero_point, 0, state.low, state.high)
+
+
+def observe_and_round_scaled(
+    x: Tensor, factor: Tensor, module: FusedMovingAvgObsFakeQuantize
+) -> Tensor | None:
+    """The output of `module`, a per-channel one, for `x * factor`, which is not made; `factor` is [channels].
+
+    None, and nothing is changed, for what is left to two steps.
+    """
+    run = kernel("observe_and_round_scaled")
+    if run is None or x.dtype is not torch.float32 or not is_plain(x) or x.numel() == 0:
+        return None
+    state = State(module)
+    if not (state.per_channel and state.suits(x) and _is_factor(factor, x.size(0))):
+        return None
+    source, layout = dense(x)
+    outer, channels, inner = layout.runs(x, 0)
+    if outer != 1 or source is not x:
+        return None
+    gate = MaskGate(layout, channels, inner)
+    tracked = wants_gradient(x) or wants_gradient(factor)
+    mask = gate.mask() if tracked else None
+    value = torch.empty_like(x, requires_grad=False)
+    addresses = x.data_ptr(), factor.data_ptr(), value.data_ptr(), address(mask)
+    if run(*addresses, channels, inner, *state.settings()):
+        return None
+    return _OfScaled.apply(x, factor, lambda: value, mask, gate) if tracked else value
+
+
+def _is_factor(factor: Tensor, channels: int) -> bool:
+    fits = factor.dtype is torch.float32 and factor.dim() == 1 and factor.numel() == channels
+    return fits and is_plain(factor) and factor.is_contiguous()
+
+
+class _OfScaled(torch.autograd.Function):
+    """The gradient of rounding `x * factor`, straight through, by both."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: Tensor, value: Any, mask: Tensor, gate: MaskGate) -> Tensor:
+        ctx.save_for_backward(x, factor, mask)
+        ctx.gate = gate
+        return value()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        x, factor, mask = ctx.saved_tensors
+        by_x, by_factor = _by_both(gradients[0], x, factor, mask, ctx.gate)
+        others = list(range(1, x.dim()))
+        return by_x, by_factor.sum(others), None, None, None
+
+
+def _by_both(
+    gradient: Tensor, x: Tensor, factor: Tensor, mask: Tensor, gate: MaskGate
+) -> tuple[Tensor, Tensor]:
+    keep = kernel("keep_scaled")
+    alike = is_readable(gradient) and gradient.dtype is torch.float32 and gate.layout.fits(gradient)
+    if keep is None or not alike or torch.is_grad_enabled():
+        kept = gate(gradient, mask)
+        return kept * factor.reshape([-1] + [1] * (x.dim() - 1)), kept * x
+    by_x, by_factor = torch.empty_like(gradient), torch.empty_like(gradient)
+    addresses = [each.data_ptr() for each in (gradient, mask, x, factor, by_x, by_factor)]
+    keep(*addresses, gate.rows, gate.length)
+    return by_x, by_factor

@@ -155,6 +155,11 @@ def dense(x: Tensor) -> tuple[Tensor, Layout]:
     return x, Layout(order)
 
 
+def is_readable(gradient: Tensor) -> bool:
+    """Whether a kernel may read a gradient: batches of them, as `torch.autograd.grad` takes, look like others."""
+    return is_plain(gradient) and not torch._C._functorch.is_legacy_batchedtensor(gradient)
+
+
 class MaskGate(NamedTuple):
     """Clears a gradient by the bits that a kernel left: `rows` runs of `length` values, in blocks of 32."""
 
@@ -169,7 +174,7 @@ class MaskGate(NamedTuple):
     def __call__(self, gradient: Tensor, mask: Tensor) -> Tensor:
         if torch.is_grad_enabled() and gradient.requires_grad:
             return _Gated.apply(gradient, self, mask)
-        keep = kernel(f"keep_{gradient.element_size() * 8}") if is_plain(gradient) else None
+        keep = kernel(f"keep_{gradient.element_size() * 8}") if is_readable(gradient) else None
         if keep is None:
             return torch.where(self.passed(mask, gradient), gradient, 0.0)
         if not self.layout.fits(gradient):

@@ -254,11 +254,20 @@ int32_t observe_tensor(const T* x, int64_t n, int32_t observing, float* low, flo
   return 0;
 }
 
-// Row by row, so that a row is read from memory once. What is observed is kept when all rows are well.
-template <class T>
-int32_t observe_and_round(const T* x, T* y, uint32_t* mask, int64_t channels, int64_t inner, int32_t observing,
-                          float* low, float* high, float constant, int64_t lowest, int64_t highest,
-                          int32_t symmetric, float* scale, int32_t* zero_point) {
+// What a fused fake quantizer reads and writes, per tensor or per channel.
+struct Averages {
+  float *low, *high, constant;
+  int64_t lowest, highest;
+  bool symmetric;
+  float* scale;
+  int32_t* zero_point;
+};
+
+// Row by row, so that a row is read from memory once: row(c, room) gives `inner` values, in `room` if it likes.
+// What is observed is kept when all rows are well.
+template <class T, class F>
+int32_t observe_and_round(F row_of, T* y, uint32_t* mask, int64_t channels, int64_t inner, bool observing,
+                          const Averages& to) {
   struct Row {
     float low, high;
     Choice choice;
@@ -271,18 +280,19 @@ int32_t observe_and_round(const T* x, T* y, uint32_t* mask, int64_t channels, in
 #pragma omp parallel num_threads(threads) reduction(| : bad) if (threads > 1)
   {
     const Part part = part_of(channels, omp_get_thread_num(), omp_get_num_threads());
+    std::vector<T> room(inner);
     for (int64_t c = part.begin; c < part.end && !bad; ++c) {
-      const T* from = x + c * inner;
-      Row row{low[c], high[c], {}};
+      const T* from = row_of(c, room.data());
+      Row row{to.low[c], to.high[c], {}};
       if (observing) {
         const Range batch = range_of(from, inner);
         bad |= !batch.is_finite();
-        average(&row.low, &row.high, batch.low, batch.high, constant);
+        average(&row.low, &row.high, batch.low, batch.high, to.constant);
       }
       bad |= !is_range(row.low, row.high);
       if (bad) break;
-      row.choice = choose(row.low, row.high, lowest, highest, symmetric != 0);
-      const Grid grid(row.choice.scale, row.choice.zero_point, lowest, highest, kLargest64);
+      row.choice = choose(row.low, row.high, to.lowest, to.highest, to.symmetric);
+      const Grid grid(row.choice.scale, row.choice.zero_point, to.lowest, to.highest, kLargest64);
       bad |= !grid.usable();
       round_run(from, y + c * inner, mask ? mask + c * words : nullptr, inner, grid);
       rows[c] = row;
@@ -290,10 +300,10 @@ int32_t observe_and_round(const T* x, T* y, uint32_t* mask, int64_t channels, in
   }
   if (bad) return 1;
   for (int64_t c = 0; c < channels; ++c) {
-    low[c] = rows[c].low;
-    high[c] = rows[c].high;
-    scale[c] = rows[c].choice.scale;
-    zero_point[c] = rows[c].choice.zero_point;
+    to.low[c] = rows[c].low;
+    to.high[c] = rows[c].high;
+    to.scale[c] = rows[c].choice.scale;
+    to.zero_point[c] = rows[c].choice.zero_point;
   }
   return 0;
 }
@@ -309,6 +319,19 @@ void keep_run(const Bits* __restrict gradient, const uint32_t* __restrict mask, 
     for (int i = 0; i < kBlock; ++i) out[at + i] = bits & 1u << i ? gradient[at + i] : Bits(0);
   }
   for (int i = 0; at + i < n; ++i) out[at + i] = *mask & 1u << i ? gradient[at + i] : Bits(0);
+}
+
+inline void keep_scaled_run(const float* __restrict gradient, const uint32_t* __restrict mask, const float* __restrict x,
+                            float factor, float* __restrict by_x, float* __restrict by_factor, int64_t n) {
+  for (int64_t at = 0; at < n; at += kBlock) {
+    const uint32_t bits = *mask++;
+    const int count = int(std::min<int64_t>(kBlock, n - at));
+    for (int i = 0; i < count; ++i) {
+      const float kept = bits & 1u << i ? gradient[at + i] : 0.0f;
+      by_x[at + i] = kept * factor;
+      by_factor[at + i] = kept * x[at + i];
+    }
+  }
 }
 
 template <class Bits>
@@ -343,13 +366,37 @@ void keep(const void* gradient, const uint32_t* mask, void* out, int64_t rows, i
       const T* x, T* y, uint32_t* mask, int64_t channels, int64_t inner, int32_t observing, float* low,             \
       float* high, float constant, int64_t lowest, int64_t highest, int32_t symmetric, float* scale,                \
       int32_t* zero_point) {                                                                                        \
-    return observe_and_round(x, y, mask, channels, inner, observing, low, high, constant, lowest, highest,          \
-                             symmetric, scale, zero_point);                                                         \
+    const Averages to{low, high, constant, lowest, highest, symmetric != 0, scale, zero_point};                     \
+    const auto row = [=](int64_t c, T*) { return x + c * inner; };                                                  \
+    return observe_and_round<T>(row, y, mask, channels, inner, observing != 0, to);                                 \
   }
 
 EQ_EXPORTS(, float)
 EQ_EXPORTS(_bfloat16, BFloat16)
 EQ_EXPORTS(_half, Half)
+
+// The same of x times a factor per channel, which is not written anywhere.
+EQ_EXPORT int32_t EQ(observe_and_round_scaled)(const float* x, const float* factor, float* y, uint32_t* mask,
+                                               int64_t channels, int64_t inner, int32_t observing, float* low,
+                                               float* high, float constant, int64_t lowest, int64_t highest,
+                                               int32_t symmetric, float* scale, int32_t* zero_point) {
+  const Averages to{low, high, constant, lowest, highest, symmetric != 0, scale, zero_point};
+  const auto row = [=](int64_t c, float* __restrict room) {
+    for (int64_t i = 0; i < inner; ++i) room[i] = x[c * inner + i] * factor[c];
+    return static_cast<const float*>(room);
+  };
+  return observe_and_round<float>(row, y, mask, channels, inner, observing != 0, to);
+}
+
+// Its gradient: by x into `by_x`, and the values whose sums per channel are that by the factor into `by_factor`.
+EQ_EXPORT void EQ(keep_scaled)(const float* gradient, const uint32_t* mask, const float* x, const float* factor,
+                               float* by_x, float* by_factor, int64_t channels, int64_t inner) {
+  expect_writes(by_x, channels * inner * sizeof(float));
+  each_run(channels, inner, [&](int64_t c, int64_t at, int64_t count, int64_t word) {
+    const int64_t first = c * inner + at;
+    keep_scaled_run(gradient + first, mask + word, x + first, factor[c], by_x + first, by_factor + first, count);
+  });
+}
 
 // The gradient where the mask says so, zero elsewhere; the number is the width of the values in bits.
 EQ_EXPORT void EQ(keep_32)(const void* gradient, const uint32_t* mask, void* out, int64_t rows, int64_t length) {
