@@ -31,6 +31,7 @@ ANY = ("portable", "avx2", "avx512")
 # Which levels each file is compiled for.
 LEVELS = {
     "levels": ("portable",),
+    "fake_quantize": ANY,
     "ranges": ANY,
     "pack": ("portable",),
     "linear": ("vnni", "amx"),
@@ -43,8 +44,8 @@ COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno"
 
 
 def interface() -> str:
-    """The number that library.py expects, so that it is written once."""
-    text = (ROOT / "eagerquant_native/library.py").read_text()
+    """The number that signatures.py expects, so that it is written once."""
+    text = (ROOT / "eagerquant_native/signatures.py").read_text()
     return re.search(r"^INTERFACE = (\d+)$", text, re.MULTILINE)[1]
 
 

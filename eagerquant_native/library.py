@@ -16,40 +16,12 @@ from typing import Any
 
 import torch  # before the library: it lends its OpenMP
 
+from eagerquant_native.signatures import INTERFACE, SIGNATURES
+
 # From any CPU up; each level includes the ones before it.
 LEVELS = ("portable", "avx2", "avx512", "vnni", "amx")
-# As in setup.py, which passes it to the compiler.
-INTERFACE = 4
 
 _PATH = Path(__file__).with_name("_kernels.so")
-
-_P, _I, _F, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
-    "range": (_P, _I, _P),
-    "pack_size": (_I, _I, _I),
-    "pack": (_P, _P, _P, _I, _I, _I, _P),
-    "unpack": (_P, _P, _P, _P),
-    "linear_dynamic": (_P, _P, _I, _I, _P),
-    "range_bfloat16": (_P, _I, _P),
-    "range_half": (_P, _I, _P),
-    "ranges": (_P, _I, _I, _I, _P, _P),
-    "ranges_bfloat16": (_P, _I, _I, _I, _P, _P),
-    "ranges_half": (_P, _I, _I, _I, _P, _P),
-    "histogram": (_P, _I, _I, _P, _P, _P, _P),
-    "histogram_bfloat16": (_P, _I, _I, _P, _P, _P, _P),
-    "histogram_half": (_P, _I, _I, _P, _P, _P, _P),
-    "upscale": (_P, _I, _I, _P, _P, _P),
-    "next_ranges": (_P, _D, _P, _I, _D, _I, _D, _P, _I, _P, _P),
-}
-_RESULTS: dict[str, Any] = {  # of those that return something
-    "pack_size": _I,
-    "linear_dynamic": ctypes.c_int32,
-    "histogram": ctypes.c_int32,
-    "histogram_bfloat16": ctypes.c_int32,
-    "histogram_half": ctypes.c_int32,
-    "upscale": ctypes.c_int32,
-    "next_ranges": ctypes.c_int64,
-}
 
 
 @functools.cache
@@ -104,8 +76,7 @@ def kernel(name: str, level: str | None = None) -> Callable[..., Any] | None:
         if level in (None, candidate):
             function = getattr(library, f"eq_{name}_{candidate}", None)
             if function is not None:
-                function.argtypes = _SIGNATURES[name]
-                function.restype = _RESULTS.get(name)
+                function.restype, function.argtypes = SIGNATURES[name]
                 return function
     return None
 
@@ -113,7 +84,7 @@ def kernel(name: str, level: str | None = None) -> Callable[..., Any] | None:
 def is_plain(x: torch.Tensor) -> bool:
     """Whether a kernel may read `x` through its address: an ordinary dense tensor in this process's memory.
 
-    Not under tracing and compilation, which would not see what the kernel does.
+    Not under tracing, compilation and the transforms of `torch.func`: they would not see what a kernel does.
     """
     return (
         type(x) in _PLAIN_TYPES
@@ -122,7 +93,12 @@ def is_plain(x: torch.Tensor) -> bool:
         and x.layout is torch.strided
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
+        and _transform() is None
     )
 
 
+# The transform of torch.func that is being applied, if any; torch has no public way to ask.
+_transform: Callable[[], int | None] = getattr(
+    getattr(torch._C, "_functorch", None), "maybe_current_level", lambda: None
+)
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)

@@ -5,75 +5,24 @@ clamped, else 0.
 """
 
 import math
-from abc import ABCMeta, abstractmethod
 from typing import Any
 
 import torch
-from torch import nn
 
 from observers.dtypes import integer_info, is_float_qparams, is_per_channel, is_per_tensor, is_symmetric
 from observers.errors import InvalidRequest
-from observers.factory import _PartialWrapper, _with_args
 from observers.finite import IgnoresNonFinite, is_finite_range, without_branches
 from observers.minmax import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
+from observers.moving_average import observe_and_round, observe_and_round_scaled
 from observers.passive import FixedQParamsObserver
-from observers.precision import KeepsPrecision
+from observers.rounding import fake_quantize, fake_quantize_channels
+from observers.switches import FakeQuantizeBase as FakeQuantizeBase
 
 # The names under which torch.ao exposes the predicates.
 _is_per_channel = is_per_channel
 _is_per_tensor = is_per_tensor
 _is_symmetric_quant = is_symmetric
 _is_float_qparams = is_float_qparams
-
-
-class FakeQuantizeBase(KeepsPrecision, nn.Module, metaclass=ABCMeta):
-    """Base of fake quantizers: two switches, kept as buffers so that scripts and replicas see them.
-
-    `fake_quant_enabled` and `observer_enabled` hold 1 or 0.
-    """
-
-    fake_quant_enabled: torch.Tensor
-    observer_enabled: torch.Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("fake_quant_enabled", torch.tensor([1], dtype=torch.uint8))
-        self.register_buffer("observer_enabled", torch.tensor([1], dtype=torch.uint8))
-
-    @abstractmethod
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return `x` rounded to the integer grid."""
-
-    @abstractmethod
-    def calculate_qparams(self, **kwargs: Any) -> Any:
-        """Return the scale and the zero point."""
-
-    @torch.jit.export
-    def enable_fake_quant(self, enabled: bool = True) -> None:
-        """Switch the rounding on, or off with `enabled=False`."""
-        self.fake_quant_enabled[0] = 1 if enabled else 0
-
-    @torch.jit.export
-    def disable_fake_quant(self) -> None:
-        """Switch the rounding off: the input passes unchanged."""
-        self.enable_fake_quant(False)
-
-    @torch.jit.export
-    def enable_observer(self, enabled: bool = True) -> None:
-        """Switch observation on, or off with `enabled=False`."""
-        self.observer_enabled[0] = 1 if enabled else 0
-
-    @torch.jit.export
-    def disable_observer(self) -> None:
-        """Switch observation off: scale and zero point stay as they are."""
-        self.enable_observer(False)
-
-    @classmethod
-    def with_args(cls, **kwargs: Any) -> _PartialWrapper:
-        """Return a factory of this class with `kwargs` filled in."""
-        factory = _with_args(cls, **kwargs)
-        factory.__module__ = __name__
-        return factory
 
 
 class FakeQuantize(FakeQuantizeBase):
@@ -158,9 +107,13 @@ class FakeQuantize(FakeQuantizeBase):
                     f"a per-channel fake quantizer with {self.scale.numel()} scale(s) got an input of shape "
                     f"{X.shape}, ch_axis={self.ch_axis}: let it observe finite data of that shape first"
                 )
+            if not torch.jit.is_scripting():
+                return fake_quantize_channels(X, self.scale, self.zero_point, self.ch_axis, low, high)
             return torch.fake_quantize_per_channel_affine(
                 X, self.scale, self.zero_point, self.ch_axis, low, high
             )
+        if not torch.jit.is_scripting():
+            return fake_quantize(X, self.scale, self.zero_point, low, high)
         return torch.fake_quantize_per_tensor_affine(X, self.scale, self.zero_point, low, high)
 
     def extra_repr(self) -> str:
@@ -259,6 +212,21 @@ class FusedMovingAvgObsFakeQuantize(IgnoresNonFinite, FakeQuantize):
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
         """Observe `X` and return it rounded, each as far as it is switched on."""
+        if not torch.jit.is_scripting():
+            return self._forward(X)
+        return self._by_operator(X)
+
+    @torch.jit.unused
+    def _forward(self, X: torch.Tensor) -> torch.Tensor:
+        rounded = observe_and_round(X, self)
+        return self._by_operator(X) if rounded is None else rounded
+
+    @torch.jit.unused
+    def of_scaled(self, X: torch.Tensor, factor: torch.Tensor) -> torch.Tensor | None:
+        """What a call with `X`, times `factor` per channel, returns, made at once; None where it has to be called."""
+        return observe_and_round_scaled(X, factor, self)
+
+    def _by_operator(self, X: torch.Tensor) -> torch.Tensor:
         if X.dtype != torch.float32:
             # The native operator knows no other dtype, and autocast hands us half precision.
             return self._observed_and_rounded(X.float()).to(X.dtype)

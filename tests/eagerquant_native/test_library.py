@@ -35,7 +35,7 @@ def test_every_signature_is_that_of_a_function() -> None:
     compiled = library._library()
     lost = [
         name
-        for name in library._SIGNATURES
+        for name in library.SIGNATURES
         if not any(hasattr(compiled, f"eq_{name}_{level}") for level in LEVELS)
     ]
     assert lost == []

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from observers import FusedMovingAvgObsFakeQuantize
 from quantization.errors import InvalidRequest
 from quantization.nn.modes.qat import Qat, float_qconfig, share_parameters
 
@@ -36,6 +37,11 @@ def _per_out_channel(values: Tensor, like: Tensor) -> Tensor:
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     """Reshape [out] so that it multiplies the activation `like`, whose second axis is the channel."""
     return values.reshape([1, -1] + [1] * (like.dim() - 2))
+
+
+def _has_hooks(module: Any) -> bool:
+    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(own) or torch.nn.modules.module._has_any_global_hook()
 
 
 class QatBatchNorm(Qat):
@@ -82,12 +88,27 @@ class QatBatchNorm(Qat):
     def _forward_approximate(self, input: Tensor) -> Tensor:
         std = torch.sqrt(self._running_var() + self.bn.eps)
         factor = self.bn.weight / std
-        weight = self.weight_fake_quant(self.weight * _per_out_channel(factor, self.weight))
-        raw = self._without_bias(input, weight)
+        raw = self._without_bias(input, self._fake_quantized(factor))
         restored = raw / _per_channel(factor, raw)
         if self.bias is not None:
             restored = restored + _per_channel(self.bias, restored)
         return self.bn(restored)
+
+    def _fake_quantized(self, factor: Tensor) -> Tensor:
+        """The weight times `factor` per output channel, rounded."""
+        if not torch.jit.is_scripting():
+            at_once = self._fake_quantized_at_once(factor)
+            if at_once is not None:
+                return at_once
+        return self.weight_fake_quant(self.weight * _per_out_channel(factor, self.weight))
+
+    @torch.jit.unused
+    def _fake_quantized_at_once(self, factor: Tensor) -> Tensor | None:
+        rounding: Any = self.weight_fake_quant
+        # Exactly this class and without hooks: others have more to say than their numbers.
+        if type(rounding) is not FusedMovingAvgObsFakeQuantize or _has_hooks(rounding):
+            return None
+        return rounding.of_scaled(self.weight, factor)
 
     def _running_mean(self) -> Tensor:
         mean = self.bn.running_mean
