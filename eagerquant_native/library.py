@@ -18,6 +18,14 @@ import torch  # before the library: it lends its OpenMP
 
 from eagerquant_native.signatures import INTERFACE, SIGNATURES
 
+try:  # torch has no public way to ask for the transform of torch.func that is being applied
+    from torch._C._functorch import maybe_current_level as _transform
+except ImportError:
+
+    def _transform() -> int | None:
+        return None
+
+
 # From any CPU up; each level includes the ones before it.
 LEVELS = ("portable", "avx2", "avx512", "vnni", "amx")
 
@@ -97,8 +105,4 @@ def is_plain(x: torch.Tensor) -> bool:
     )
 
 
-# The transform of torch.func that is being applied, if any; torch has no public way to ask.
-_transform: Callable[[], int | None] = getattr(
-    getattr(torch._C, "_functorch", None), "maybe_current_level", lambda: None
-)
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any, NamedTuple
 
-# Raised when a function changes what it takes. setup.py compiles the number in; a library of another is refused.
+# Raised when a function takes something else. setup.py compiles it in; a library of another is refused.
 INTERFACE = 5
 
 _P, _I, _F, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double
