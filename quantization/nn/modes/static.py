@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,6 +35,23 @@ class Static(WeightedQuantizedModule):
         geometry = cls._geometry_of(mod, found.geometry)
         module = cls._quantized(found.weight, found.bias, found.weight_observer, geometry)
         module.scale, module.zero_point = found.scale, found.zero_point
+        return module
+
+    @classmethod
+    def planned(cls, mod: nn.Module, use_precomputed_fake_quant: bool) -> Callable[[], Self] | None:
+        """`from_float` in two steps, the checks now and the rest when called; None: only in one."""
+        sliver = cls.family.sliver
+        if sliver is None:
+            return None
+        cls._check_source(mod)
+        found = calibrated(mod, use_precomputed_fake_quant)
+        make = cls._planned(found, cls._geometry_of(mod, found.geometry), sliver)
+        return functools.partial(cls._with_output, make, found.scale, found.zero_point)
+
+    @classmethod
+    def _with_output(cls, make: Callable[[], Self], scale: float, zero_point: int) -> Self:
+        module = make()
+        module.scale, module.zero_point = scale, zero_point
         return module
 
     @classmethod
