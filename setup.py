@@ -32,6 +32,7 @@ ANY = ("portable", "avx2", "avx512")
 LEVELS = {
     "levels": ("portable",),
     "ranges": ANY,
+    "weights": ANY,
     "pack": ("portable",),
     "linear": ("vnni", "amx"),
 }

@@ -26,6 +26,7 @@ _PATH = Path(__file__).with_name("_kernels.so")
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "range": (_P, _I, _P),
+    "quantize_weight": (_P, _I, _I, _P, _I, _F, _F, _P),
     "pack_size": (_I, _I, _I),
     "pack": (_P, _P, _P, _I, _I, _I, _P),
     "unpack": (_P, _P, _P, _P),

@@ -6,11 +6,14 @@ Real values and codes are related by ``real = (code - zero_point) * scale``.
 from __future__ import annotations
 
 import math
+import mmap
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from eagerquant_native import kernel
+from eagerquant_native.library import is_plain
 from observers import PlaceholderObserver
 from observers.dtypes import facts_of, is_float_qparams, is_per_tensor
 from observers.state import has_seen_data
@@ -118,10 +121,12 @@ class WeightQuantizer:
         return cls(qparams, _narrower(qparams.dtype, observer))
 
     def __call__(self, weight: Tensor) -> Tensor:
-        """The quantized weight; beside it there is never more in memory than some of its rows."""
+        """The quantized weight; a float32 one of zero points 0 needs no memory but that of its codes."""
         qparams, weight = self.qparams, weight.detach()
-        if self._pays_by_rows(weight):
-            return self._rows_quantized(weight)
+        if self._rounds_once(weight):
+            quantized, codes = _empty(weight.shape, qparams)
+            self._fill(codes, weight)
+            return quantized
         values = weight.float()
         if self.bounds is not None:
             values = _clamp(values, qparams, self.bounds)
@@ -137,61 +142,73 @@ class WeightQuantizer:
         """Whether columns, weight[:, i], can be quantized one without the other."""
         return is_per_tensor(self.qparams.qscheme) or self.qparams.ch_axis == 0
 
-    def _pays_by_rows(self, weight: Tensor) -> bool:
-        """Whether plain arithmetic pays, and gives torch's codes: at zero point 0 both round once."""
-        qparams = self.qparams
-        one_call = is_per_tensor(qparams.qscheme) and self.bounds is None and weight.dtype is torch.float32
+    def _rounds_once(self, weight: Tensor) -> bool:
+        """Whether torch's codes are round(x * (1 / scale)): nothing is added where zero points are 0."""
         return (
             self.by_columns
-            and not one_call
-            and qparams.dtype is torch.qint8
+            and self.qparams.dtype is torch.qint8
             and weight.is_contiguous()
-            and weight.device.type == "cpu"
+            and weight.is_cpu
             and weight.dim() > 0
-            and not bool(qparams.zero_point.any())
+            and not bool(self.qparams.zero_point.any())
         )
 
-    def _rows_quantized(self, weight: Tensor) -> Tensor:
-        """As `torch.quantize_per_tensor` and `quantize_per_channel`, which takes fifteen times as long."""
-        quantized = _empty(weight.shape, self.qparams)
-        codes = torch.empty(0, dtype=torch.int8).set_(
-            quantized.untyped_storage(), 0, quantized.shape, quantized.stride()
-        )
+    def _fill(self, codes: Tensor, weight: Tensor) -> None:
         low, high = self.bounds or facts_of(torch.qint8).bounds
-        shape = [-1] + [1] * (weight.dim() - 1)
-        inverse = (1.0 / self.qparams.scale.float()).reshape(shape)
-        rows = max(1, _CHUNK // max(1, weight[:1].numel()))
-        for start in range(0, weight.size(0), rows):
-            part = slice(start, start + rows)
-            factor = inverse if inverse.size(0) == 1 else inverse[part]
-            codes[part] = torch.mul(weight[part].float(), factor).round_().clamp_(low, high)
-        return quantized
+        inverse = 1.0 / self.qparams.scale.float().reshape(-1)
+        rows, columns = weight.size(0), weight[:1].numel()
+        native = kernel("quantize_weight")
+        if native is not None and weight.dtype is torch.float32 and is_plain(weight):
+            native(
+                weight.data_ptr(), rows, columns, inverse.data_ptr(), inverse.numel() > 1, low, high,
+                codes.data_ptr(),
+            )  # fmt: skip
+            return
+        inverse = inverse.reshape([-1] + [1] * (weight.dim() - 1)).expand(rows, *[1] * (weight.dim() - 1))
+        step = max(1, _CHUNK // max(1, columns))
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            codes[part] = torch.mul(weight[part].float(), inverse[part]).round_().clamp_(low, high)
 
 
 # Values quantized at once, 16 MB of floats. Fewer would mean more waiting of threads for each other.
 _CHUNK = 1 << 22
+# From so many bytes on, codes have pages to themselves. They live for the moment between a float weight and a
+# packed one, and in the heap each would leave a hole that the next, a few bytes short of room, cannot use.
+_OWN_PAGES = 1 << 20
 
 
-def _empty(shape: torch.Size, qparams: QParams) -> Tensor:
-    """A quantized tensor whose codes are still to be written."""
-    if is_per_tensor(qparams.qscheme):
-        return torch._empty_affine_quantized(
-            shape, scale=float(qparams.scale), zero_point=int(qparams.zero_point), dtype=qparams.dtype
-        )
-    scale, zero_point = _storable(qparams)
-    return torch._empty_per_channel_affine_quantized(
-        shape, scales=scale, zero_points=zero_point, axis=qparams.ch_axis, dtype=qparams.dtype
+def _empty(shape: torch.Size, qparams: QParams) -> tuple[Tensor, Tensor]:
+    """A contiguous qint8 tensor, and its codes, which are still to be written, as an int8 tensor."""
+    count = math.prod(shape)
+    own_pages = count >= _OWN_PAGES
+    memory = (
+        torch.frombuffer(mmap.mmap(-1, count), dtype=torch.int8)
+        if own_pages
+        else torch.empty(count, dtype=torch.int8)
     )
+    if is_per_tensor(qparams.qscheme):
+        scale, zero_point = float(qparams.scale), int(qparams.zero_point)
+        quantized = torch._empty_affine_quantized((0,), scale=scale, zero_point=zero_point, dtype=torch.qint8)
+    else:
+        scales, zero_points = _storable(qparams)
+        quantized = torch._empty_per_channel_affine_quantized(
+            (scales.numel(), 0), scales=scales, zero_points=zero_points, axis=0, dtype=torch.qint8
+        )
+    codes = memory.view(shape)
+    return quantized.set_(memory.untyped_storage(), 0, shape, codes.stride()), codes
 
 
 def get_qparam_dict(observer_or_fake_quant: nn.Module) -> dict[str, object]:
     """The parameters as the dictionary that reference modules take.
 
-    Symmetric schemes are named by their affine form: a zero point says all that tells them apart.
+        Symmetric schemes are named by their affine form: a zero point says all that tells them apart.
 
-    >>> from observers import PlaceholderObserver
-    >>> get_qparam_dict(PlaceholderObserver())["dtype"]
-    torch.float32
+        >>> from eagerquant_native import kernel
+    from eagerquant_native.library import is_plain
+    from observers import PlaceholderObserver
+        >>> get_qparam_dict(PlaceholderObserver())["dtype"]
+        torch.float32
     """
     observer = observer_or_fake_quant
     # A placeholder carries a qscheme but no parameters.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -45,14 +44,8 @@ class Static(WeightedQuantizedModule):
             return None
         cls._check_source(mod)
         found = calibrated(mod, use_precomputed_fake_quant)
-        make = cls._planned(found, cls._geometry_of(mod, found.geometry), sliver)
-        return functools.partial(cls._with_output, make, found.scale, found.zero_point)
-
-    @classmethod
-    def _with_output(cls, make: Callable[[], Self], scale: float, zero_point: int) -> Self:
-        module = make()
-        module.scale, module.zero_point = scale, zero_point
-        return module
+        geometry = cls._geometry_of(mod, found.geometry)
+        return cls._planned(found, geometry, sliver, scale=found.scale, zero_point=found.zero_point)
 
     @classmethod
     def from_reference(cls, ref: nn.Module, output_scale: float, output_zero_point: int) -> Self:

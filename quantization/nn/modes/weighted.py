@@ -128,8 +128,10 @@ class WeightedQuantizedModule(Placed):
         return WeightQuantizer.of(weight, observer) if dtype is torch.qint8 else Tensor.float
 
     @classmethod
-    def _planned(cls, found: Calibrated, geometry: Geometry, sliver: Sliver) -> Callable[[], Self]:
-        """What makes the module later, with the checks done now and a sliver of the weight packed.
+    def _planned(
+        cls, found: Calibrated, geometry: Geometry, sliver: Sliver, **attributes: Any
+    ) -> Callable[[], Self]:
+        """What makes the module, with these attributes, later: the checks are done now, a sliver is packed.
 
         The weight is read again then: until that a folded one would be a second copy of it.
         """
@@ -143,7 +145,10 @@ class WeightedQuantizedModule(Placed):
 
         def make() -> Self:
             weight, bias = folded(source)
-            return cls._holding(quantizer(weight), own_bias(bias), geometry)
+            module = cls._holding(quantizer(weight), own_bias(bias), geometry)
+            for name, value in attributes.items():
+                setattr(module, name, value)
+            return module
 
         return make
 
