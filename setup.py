@@ -33,6 +33,7 @@ LEVELS = {
     "levels": ("portable",),
     "fake_quantize": ANY,
     "ranges": ANY,
+    "weights": ANY,
     "pack": ("portable",),
     "linear": ("vnni", "amx"),
     "histogram": ANY,

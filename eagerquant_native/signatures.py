@@ -48,6 +48,7 @@ SIGNATURES: dict[str, Signature] = {
     "keep_scaled": _takes(_P, _P, _P, _P, _P, _P, _I, _I),
     "keep_16": _takes(_P, _P, _P, _I, _I),
     "keep_32": _takes(_P, _P, _P, _I, _I),
+    "quantize_weight": _takes(_P, _I, _I, _P, _I, _F, _F, _P),
     "pack_size": _takes(_I, _I, _I, gives=_I),
     "pack": _takes(_P, _P, _P, _I, _I, _I, _P),
     "unpack": _takes(_P, _P, _P, _P),

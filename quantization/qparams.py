@@ -5,11 +5,15 @@ Real values and codes are related by ``real = (code - zero_point) * scale``.
 
 from __future__ import annotations
 
+import math
+import mmap
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from eagerquant_native import kernel
+from eagerquant_native.library import is_plain
 from observers import PlaceholderObserver
 from observers.dtypes import facts_of, is_float_qparams, is_per_tensor
 from observers.state import has_seen_data
@@ -89,28 +93,122 @@ def quantize_weight(weight: Tensor, observer: nn.Module) -> Tensor:
     >>> quantize_weight(weight, observer).int_repr().tolist()
     [[-127, 127]]
     """
-    _check_ready(weight, observer)
-    qparams = QParams.of(observer)
-    if qparams.dtype not in _STORABLE:
-        raise InvalidRequest(
-            f"the weight observer {type(observer).__name__} has dtype {qparams.dtype}; weights are stored as "
-            f"{', '.join(str(dtype) for dtype in _STORABLE)}: give the observer one of these"
+    return WeightQuantizer.of(weight, observer)(weight)
+
+
+@dataclass(frozen=True)
+class WeightQuantizer:
+    """Quantizes one weight, or a slice of it along other axes than the channels': all checks are behind.
+
+    `bounds` are the smallest and the largest code where the observer's range is narrower than the dtype's.
+    """
+
+    qparams: QParams
+    bounds: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, weight: Tensor, observer: nn.Module) -> WeightQuantizer:
+        """Check that the observer, which has seen the weight, describes it and can be stored."""
+        _check_ready(weight, observer)
+        qparams = QParams.of(observer)
+        if qparams.dtype not in _STORABLE:
+            raise InvalidRequest(
+                f"the weight observer {type(observer).__name__} has dtype {qparams.dtype}; weights are "
+                f"stored as {', '.join(str(dtype) for dtype in _STORABLE)}: give the observer one of these"
+            )
+        if not is_per_tensor(qparams.qscheme):
+            _check_channels(weight, qparams)
+        return cls(qparams, _narrower(qparams.dtype, observer))
+
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The quantized weight; a float32 one of zero points 0 needs no memory but that of its codes."""
+        qparams, weight = self.qparams, weight.detach()
+        if self._rounds_once(weight):
+            quantized, codes = _empty(weight.shape, qparams)
+            self._fill(codes, weight)
+            return quantized
+        values = weight.float()
+        if self.bounds is not None:
+            values = _clamp(values, qparams, self.bounds)
+        if is_per_tensor(qparams.qscheme):
+            return torch.quantize_per_tensor(
+                values, float(qparams.scale), int(qparams.zero_point), qparams.dtype
+            )
+        scale, zero_point = _storable(qparams)
+        return torch.quantize_per_channel(values, scale, zero_point, qparams.ch_axis, qparams.dtype)
+
+    @property
+    def by_columns(self) -> bool:
+        """Whether columns, weight[:, i], can be quantized one without the other."""
+        return is_per_tensor(self.qparams.qscheme) or self.qparams.ch_axis == 0
+
+    def _rounds_once(self, weight: Tensor) -> bool:
+        """Whether torch's codes are round(x * (1 / scale)): nothing is added where zero points are 0."""
+        return (
+            self.by_columns
+            and self.qparams.dtype is torch.qint8
+            and weight.is_contiguous()
+            and weight.is_cpu
+            and weight.dim() > 0
+            and not bool(self.qparams.zero_point.any())
         )
-    values = _clamp(weight.detach().float(), qparams, observer)
+
+    def _fill(self, codes: Tensor, weight: Tensor) -> None:
+        low, high = self.bounds or facts_of(torch.qint8).bounds
+        inverse = 1.0 / self.qparams.scale.float().reshape(-1)
+        rows, columns = weight.size(0), weight[:1].numel()
+        native = kernel("quantize_weight")
+        if native is not None and weight.dtype is torch.float32 and is_plain(weight):
+            native(
+                weight.data_ptr(), rows, columns, inverse.data_ptr(), inverse.numel() > 1, low, high,
+                codes.data_ptr(),
+            )  # fmt: skip
+            return
+        inverse = inverse.reshape([-1] + [1] * (weight.dim() - 1)).expand(rows, *[1] * (weight.dim() - 1))
+        step = max(1, _CHUNK // max(1, columns))
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            codes[part] = torch.mul(weight[part].float(), inverse[part]).round_().clamp_(low, high)
+
+
+# Values quantized at once, 16 MB of floats. Fewer would mean more waiting of threads for each other.
+_CHUNK = 1 << 22
+# From so many bytes on, codes have pages to themselves. They live for the moment between a float weight and a
+# packed one, and in the heap each would leave a hole that the next, a few bytes short of room, cannot use.
+_OWN_PAGES = 1 << 20
+
+
+def _empty(shape: torch.Size, qparams: QParams) -> tuple[Tensor, Tensor]:
+    """A contiguous qint8 tensor, and its codes, which are still to be written, as an int8 tensor."""
+    count = math.prod(shape)
+    own_pages = count >= _OWN_PAGES
+    memory = (
+        torch.frombuffer(mmap.mmap(-1, count), dtype=torch.int8)
+        if own_pages
+        else torch.empty(count, dtype=torch.int8)
+    )
     if is_per_tensor(qparams.qscheme):
-        return torch.quantize_per_tensor(values, float(qparams.scale), int(qparams.zero_point), qparams.dtype)
-    scale, zero_point = _per_channel_qparams(values, qparams)
-    return torch.quantize_per_channel(values, scale, zero_point, qparams.ch_axis, qparams.dtype)
+        scale, zero_point = float(qparams.scale), int(qparams.zero_point)
+        quantized = torch._empty_affine_quantized((0,), scale=scale, zero_point=zero_point, dtype=torch.qint8)
+    else:
+        scales, zero_points = _storable(qparams)
+        quantized = torch._empty_per_channel_affine_quantized(
+            (scales.numel(), 0), scales=scales, zero_points=zero_points, axis=0, dtype=torch.qint8
+        )
+    codes = memory.view(shape)
+    return quantized.set_(memory.untyped_storage(), 0, shape, codes.stride()), codes
 
 
 def get_qparam_dict(observer_or_fake_quant: nn.Module) -> dict[str, object]:
     """The parameters as the dictionary that reference modules take.
 
-    Symmetric schemes are named by their affine form: a zero point says all that tells them apart.
+        Symmetric schemes are named by their affine form: a zero point says all that tells them apart.
 
-    >>> from observers import PlaceholderObserver
-    >>> get_qparam_dict(PlaceholderObserver())["dtype"]
-    torch.float32
+        >>> from eagerquant_native import kernel
+    from eagerquant_native.library import is_plain
+    from observers import PlaceholderObserver
+        >>> get_qparam_dict(PlaceholderObserver())["dtype"]
+        torch.float32
     """
     observer = observer_or_fake_quant
     # A placeholder carries a qscheme but no parameters.
@@ -133,7 +231,7 @@ def get_qparam_dict(observer_or_fake_quant: nn.Module) -> dict[str, object]:
 
 def _check_ready(weight: Tensor, observer: nn.Module) -> None:
     """Refuse an observer whose parameters would not describe the weight; an empty weight is seen by none."""
-    if not bool(torch.isfinite(weight).all()):
+    if not _is_finite(weight.detach()):
         raise InvalidRequest(
             f"the weight of shape {tuple(weight.shape)} holds NaN or infinity, which no code can express; "
             "check the training run or the checkpoint"
@@ -144,12 +242,23 @@ def _check_ready(weight: Tensor, observer: nn.Module) -> None:
         )
 
 
-def _clamp(values: Tensor, qparams: QParams, observer: nn.Module) -> Tensor:
-    """Cut the real values to what the observer's own codes can express."""
-    low, high = facts_of(qparams.dtype).bounds
+def _is_finite(weight: Tensor) -> bool:
+    """Read off the range, in which a NaN shows too; `isfinite(weight)` would be a tensor of that size."""
+    return weight.numel() == 0 or all(math.isfinite(float(bound)) for bound in torch.aminmax(weight))
+
+
+def _narrower(dtype: torch.dtype, observer: nn.Module) -> tuple[int, int] | None:
+    """The observer's own codes, if they are fewer than the dtype's."""
+    low, high = facts_of(dtype).bounds
     quant_min, quant_max = getattr(observer, "quant_min", None), getattr(observer, "quant_max", None)
     if quant_min is None or quant_max is None or (quant_min <= low and quant_max >= high):
-        return values
+        return None
+    return int(quant_min), int(quant_max)
+
+
+def _clamp(values: Tensor, qparams: QParams, bounds: tuple[int, int]) -> Tensor:
+    """Cut the real values to what the observer's own codes can express."""
+    quant_min, quant_max = bounds
     scale, zero_point = qparams.scale, qparams.zero_point
     if not is_per_tensor(qparams.qscheme):
         shape = [1] * values.dim()
@@ -159,15 +268,18 @@ def _clamp(values: Tensor, qparams: QParams, observer: nn.Module) -> Tensor:
     return values.clamp((quant_min - zero_point) * scale, (quant_max - zero_point) * scale)
 
 
-def _per_channel_qparams(values: Tensor, qparams: QParams) -> tuple[Tensor, Tensor]:
-    """Scales and zero points in the types torch stores: float32 for float zero points, else float64/int64."""
-    channels = values.shape[qparams.ch_axis]
+def _check_channels(weight: Tensor, qparams: QParams) -> None:
+    channels = weight.shape[qparams.ch_axis]
     if qparams.scale.numel() != channels:
         raise InvalidRequest(
             f"the weight observer has {qparams.scale.numel()} scales, but the weight of shape "
-            f"{tuple(values.shape)} has {channels} channels along axis {qparams.ch_axis}; "
+            f"{tuple(weight.shape)} has {channels} channels along axis {qparams.ch_axis}; "
             "run the observer on this very weight"
         )
+
+
+def _storable(qparams: QParams) -> tuple[Tensor, Tensor]:
+    """Scales and zero points in the types torch stores: float32 for float zero points, else float64/int64."""
     if is_float_qparams(qparams.qscheme):
         return qparams.scale.float(), qparams.zero_point.float()
     return qparams.scale.double(), qparams.zero_point.long()

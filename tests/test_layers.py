@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "eagerquant_native": set(),
     "observers": {"eagerquant_native"},
     "mappings": set(),
-    "base": {"observers", "mappings"},
+    "base": {"observers", "mappings", "eagerquant_native"},
     "engine": {"observers", "base"},
     "backends": {"observers", "base", "eagerquant_native"},
     "nn": {"observers", "base", "engine", "backends"},

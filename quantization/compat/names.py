@@ -154,7 +154,7 @@ RENAMED: dict[str, str] = {
     "_assert_valid_qconfig": "quantization.qconfig:assert_valid_qconfig",
     "_check_is_script_module": "quantization.torchscript.checks:require_script_module",
     "_check_forward_method": "quantization.torchscript.checks:require_forward",
-    "_convert": "quantization.workflows.ptq:convert_modules",
+    "_convert": "quantization.workflows.conversion:convert_modules",
     "_convert_jit": "quantization.torchscript.graph:convert",
     "_convert_ondevice_dynamic_jit": "quantization.torchscript.ondevice:convert_ondevice_dynamic_jit",
     "_convert_ondevice_jit": "quantization.torchscript.ondevice:convert_ondevice_jit",

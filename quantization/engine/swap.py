@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
@@ -66,6 +66,50 @@ def swap_module(
             swapped = _from_float(mod, mapping[site.type], use_precomputed_fake_quant)
     _carry_over(mod, swapped)
     return swapped
+
+
+def planned_swap(
+    mod: nn.Module, mapping: Mapping[Any, Any], use_precomputed_fake_quant: bool = False
+) -> Callable[[], nn.Module] | None:
+    """What makes the counterpart of `mod` after everything that can be wrong with it has been looked at.
+
+    Raises what `swap_module` would. None where a class makes its modules in one go.
+    """
+    target: Any = mapping.get(type(mod))
+    if not has_qconfig(mod) or not _plans(target):
+        return None
+    with _values_needed(mod):
+        make: Callable[[], nn.Module] | None = target.planned(mod, use_precomputed_fake_quant)
+    if make is None:
+        return None
+    # What carrying over will ask for, and is asked now while an answer may still be an error.
+    _ = single_device(mod), qconfig_text(mod.qconfig)
+
+    def made() -> nn.Module:
+        swapped = make()
+        _carry_over(mod, swapped)
+        return swapped
+
+    return made
+
+
+def only_reads(target: Any) -> bool:
+    """Whether modules made by `target.from_float` share no tensor with the source, which is only read.
+
+    Only classes of this library are trusted to; a class of the user's may inherit the mark.
+    """
+    return bool(getattr(target, "_ONLY_READS", False)) and _is_ours(target)
+
+
+def _is_ours(target: Any) -> bool:
+    return target.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _plans(target: Any) -> bool:
+    """Whether `planned` belongs to the `from_float` in use, and not to one that a subclass has replaced."""
+    if not only_reads(target):
+        return False
+    return "planned" in vars(next(base for base in target.__mro__ if "from_float" in vars(base)))
 
 
 @contextlib.contextmanager

@@ -33,7 +33,15 @@ class Site:
         """Each registered child with its name; one registered under two names comes twice."""
         for name, child in self.module._modules.items():
             if child is not None:
-                yield name, Site(child, f"{self.path}.{name}" if self.path else name)
+                yield name, Site(child, self._path_of(name))
+
+    def child(self, name: str) -> Site | None:
+        """The child registered under that name; None where nothing is."""
+        module = self.module._modules[name]
+        return None if module is None else Site(module, self._path_of(name))
+
+    def _path_of(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
 
 
 def walk(
@@ -66,32 +74,52 @@ def rewrite(model: nn.Module, swap: Callable[[Site], nn.Module], whole: Callable
         key = id(site.module)
         if key not in done:
             if not whole(site):
-                for name, child in list(site.children()):
-                    site.module._modules[name] = visit(child)
+                # By names: a list of the children would keep alive what has been replaced.
+                for name in [name for name, _ in site.module._modules.items()]:
+                    child = site.child(name)
+                    if child is not None:
+                        site.module._modules[name] = visit(child)
             done[key] = swap(site)
         return done[key]
 
-    return visit(Site(model, ""))
+    root = visit(Site(model, ""))
+    done.clear()  # `visit` refers to itself, so that only the garbage collector would let go of what it knows
+    return root
 
 
-@contextlib.contextmanager
-def restoring(model: nn.Module) -> Generator[None]:
-    """Put the structure of `model` back if the block raises: children, hooks, attributes, modes.
+class WayBack:
+    """What it takes to put the structure of a model back: children, hooks, attributes, modes.
 
     Tensors are kept by reference, not copied: nothing here writes into a tensor of the model. Dictionaries
     are restored in place because hook handles refer to them.
     """
-    before = [(module, _shallow(module)) for module in model.modules()]
-    try:
-        yield
-    except BaseException:
-        for module, attributes in before:
+
+    def __init__(self, model: nn.Module) -> None:
+        self._before = [(module, _shallow(module)) for module in model.modules()]
+
+    def go(self) -> None:
+        """Put everything back."""
+        for module, attributes in self._before:
             vars(module).clear()
             for name, (value, content) in attributes.items():
                 if content is not None:
                     value.clear()
                     value.update(content)
                 vars(module)[name] = value
+
+    def cut(self) -> None:
+        """Let go of what was replaced so far, and of what will be: from here on there is no way back."""
+        self._before = []
+
+
+@contextlib.contextmanager
+def restoring(model: nn.Module) -> Generator[WayBack]:
+    """Put the structure of `model` back if the block raises, unless it has cut the way back."""
+    way_back = WayBack(model)
+    try:
+        yield way_back
+    except BaseException:
+        way_back.go()
         raise
 
 
@@ -105,19 +133,6 @@ def _shallow(module: nn.Module) -> dict[str, tuple[Any, Any]]:
 
     attributes: dict[str, Any] = vars(module)
     return {name: (value, content(value)) for name, value in attributes.items()}
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A deep copy of the model, or an error that says what to do when it cannot be copied."""
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:
-        message = f"the model cannot be deep-copied ({error}); pass inplace=True, or detach() what it holds"
-        raise _CannotCopy(message) from error
-
-
-class _CannotCopy(QuantizationError, RuntimeError):
-    """`copy.deepcopy` of the model failed, as it does for tensors with a gradient history."""
 
 
 def check_model(model: object) -> None:

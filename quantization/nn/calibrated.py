@@ -91,6 +91,11 @@ def folded(mod: Any) -> tuple[Tensor, Tensor | None]:
     return weight.detach(), bias.detach()
 
 
+def own_bias(bias: Tensor | None) -> Tensor | None:
+    """A copy as float32: packed weights keep the tensor that they are given, and the source keeps its own."""
+    return None if bias is None else bias.detach().to(torch.float32, copy=True)
+
+
 def seen(weight: Tensor, observer: nn.Module) -> nn.Module:
     """Run the observer on the weight, and give it back."""
     with torch.no_grad():

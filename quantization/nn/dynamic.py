@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,6 +65,11 @@ class Linear(
         module = super().from_float(mod, use_precomputed_fake_quant)
         module.input_mode = input_mode_of(mod)
         return module
+
+    @classmethod
+    def planned(cls, mod: nn.Module, use_precomputed_fake_quant: bool) -> Callable[[], Self] | None:
+        """`from_float` in two steps, the checks now and the rest when called."""
+        return super().planned(mod, use_precomputed_fake_quant, input_mode=input_mode_of(mod))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Layers pickled by torch.ao, and by us before there was a choice, lack it.

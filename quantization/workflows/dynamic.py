@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from quantization.engine.propagate import propagate_qconfig_, unmatched
-from quantization.engine.tree import check_model, copied, restoring
+from quantization.engine.tree import check_model, restoring
 from quantization.errors import QuantizationError, notify
 from quantization.workflows import findings
-from quantization.workflows.ptq import convert_modules, remove_qconfig_
+from quantization.workflows.conversion import Conversion, borrowed
+from quantization.workflows.ptq import remove_qconfig_
 from quantization.workflows.tables import (
     MORE_DYNAMIC_QUANT_MODULE_MAPPINGS,
     default_dynamic_spec,
@@ -62,21 +63,27 @@ def quantize_dynamic(
         mapping = {**MORE_DYNAMIC_QUANT_MODULE_MAPPINGS, **get_default_dynamic_quant_module_mappings()}
     asked = set(qconfig_spec or ())
     missing = unmatched(model, asked)
-    if not inplace:
-        model = copied(model)
-    with restoring(model):
+    loan = None if inplace else borrowed(model, mapping)
+    if loan is not None:
+        model = loan.model
+    with restoring(model) as way_back:
         model.eval()
         propagate_qconfig_(model, spec)
-        model = convert_modules(model, mapping)
-        findings.record_left_float(model, mapping)
-        remove_qconfig_(model)
+        conversion = Conversion(model, mapping)
+        if loan is not None:
+            loan.settle(conversion.reads())
+        model = conversion.begin()
         for message in (
-            findings.without_effect(model, asked, missing, mapping),
-            findings.nothing_swapped(model, "quantize_dynamic"),
+            findings.without_effect(model, asked, missing, mapping, conversion.is_pending),
+            None if conversion.swaps_later else findings.nothing_swapped(model, "quantize_dynamic"),
         ):
             if message:
                 notify(message, strict)
                 break
+        way_back.cut()
+        model = conversion.finish()
+        findings.record_left_float(model, mapping)
+        remove_qconfig_(model)
     return model
 
 

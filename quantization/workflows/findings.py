@@ -4,7 +4,7 @@
 # nn.Module has no public access to its own children by name and to its hooks.
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -178,13 +178,20 @@ def _why_float(site: Site, mapping: Mapping[Any, Any]) -> str:
 
 
 def without_effect(
-    model: nn.Module, keys: Collection[Any], unmatched: Collection[Any], mapping: Mapping[Any, Any]
+    model: nn.Module,
+    keys: Collection[Any],
+    unmatched: Collection[Any],
+    mapping: Mapping[Any, Any],
+    swapped: Callable[[Site], bool],
 ) -> str | None:
-    """Which keys of a `quantize_dynamic` spec did nothing to the converted `model`, and why."""
+    """Which keys of a `quantize_dynamic` spec do nothing to the `model`, and why.
+
+    The model is converted but for the modules that `swapped` holds for.
+    """
     reasons = [f"{_key(key)} matches no module" for key in unmatched]
     for key in keys:
         if isinstance(key, type) and key not in unmatched and key not in mapping:
-            left = [site for site in walk(model) if site.type is key]
+            left = [site for site in walk(model, whole=swapped) if site.type is key]
             if left:
                 reasons.append(f"{key.__name__} has no dynamic counterpart, so {names(left)} stayed float")
     if not reasons:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from quantization.engine.copying import copied
 from quantization.engine.fuse import (
     as_runs,
     check_runs,
@@ -14,7 +15,7 @@ from quantization.engine.fuse import (
     get_module as _get_module,
     set_module as _set_module,
 )
-from quantization.engine.tree import check_model, copied, restoring
+from quantization.engine.tree import check_model, restoring
 from quantization.errors import InvalidRequest, at
 from quantization.markers import FusedModule
 from quantization.workflows.fuser_methods import (

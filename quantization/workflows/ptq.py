@@ -12,23 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from quantization.engine.copying import copied
 from quantization.engine.observe import Plan, attach, drop_observer, has_qconfig, is_observed
 from quantization.engine.propagate import propagate_qconfig_
-from quantization.engine.swap import PLACE, swap_module
 from quantization.engine.tree import (
     Site,
+    WayBack,
     check_model,
-    copied,
     is_leaf,
     restoring,
     rewrite,
     walk,
 )
-from quantization.errors import QuantizationWarning, Unsupported, at, notify
-from quantization.markers import Composite, FusedModule
+from quantization.errors import QuantizationWarning, Unsupported, notify
 from quantization.nn.stub_modules import QuantizeDequantize
 from quantization.stubs import QuantStub, QuantWrapper
 from quantization.workflows import findings
+from quantization.workflows.conversion import Conversion, borrowed
 from quantization.workflows.reuse import shared_ranges
 from quantization.workflows.tables import (
     DEFAULT_MODULE_TO_ACT_POST_PROCESS,
@@ -160,31 +160,57 @@ def convert(
         QuantizationError: names the module and the cure; `module` is then as before.
     """
     check_model(module)
-    for message in findings.before_convert(module, mapping is None):
-        notify(message, strict)
-    if mapping is None and not is_reference:
-        _refuse_what_cannot_run(module)
-    message = shared_ranges(module)
-    if message:
-        notify(message, strict=False)
-    if not inplace:
-        module = copied(module)
+    _check_calibrated(module, mapping, is_reference, strict)
     if mapping is None:
         mapping = _default_mapping(is_reference)
         if is_reference and convert_custom_config_dict is None:
             convert_custom_config_dict = {}  # composites are converted by their parts
-    with restoring(module), _observers_unheard():
-        module = convert_modules(module, mapping, convert_custom_config_dict, use_precomputed_fake_quant)
-        findings.record_left_float(module, mapping)
-        if remove_qconfig:
-            remove_qconfig_(module)
+    loan = None if inplace else borrowed(module, mapping)
+    if loan is not None:
+        module = loan.model
+    conversion = Conversion(module, mapping, convert_custom_config_dict, use_precomputed_fake_quant)
+    with restoring(module) as way_back:
+        if loan is not None:
+            loan.settle(conversion.reads())
+        module = _carried_out(conversion, mapping, way_back)
+    if remove_qconfig:
+        remove_qconfig_(module)
     return module
 
 
-def _refuse_what_cannot_run(model: nn.Module) -> None:
-    message = findings.cannot_run(model)
+def convert_calibrated(
+    model: nn.Module, mapping: Mapping[Any, Any] | None, way_back: WayBack, strict: bool
+) -> nn.Module:
+    """`convert` in place, inside of a longer workflow that has the way back."""
+    _check_calibrated(model, mapping, is_reference=False, strict=strict)
+    table = _default_mapping(is_reference=False) if mapping is None else mapping
+    model = _carried_out(Conversion(model, table), table, way_back)
+    remove_qconfig_(model)
+    return model
+
+
+def _carried_out(conversion: Conversion, mapping: Mapping[Any, Any], way_back: WayBack) -> nn.Module:
+    """Both phases, and the notes for `summary`."""
+    with _observers_unheard():
+        conversion.begin()
+        way_back.cut()
+        model = conversion.finish()
+    findings.record_left_float(model, mapping)
+    return model
+
+
+def _check_calibrated(
+    model: nn.Module, mapping: Mapping[Any, Any] | None, is_reference: bool, strict: bool
+) -> None:
+    """Say what is wrong with a model about to be converted, and refuse what would not run then."""
+    for message in findings.before_convert(model, mapping is None):
+        notify(message, strict, stacklevel=4)
+    blocked = findings.cannot_run(model) if mapping is None and not is_reference else None
+    if blocked:
+        raise Unsupported(blocked)
+    message = shared_ranges(model)
     if message:
-        raise Unsupported(message)
+        notify(message, strict=False, stacklevel=4)
 
 
 @contextlib.contextmanager
@@ -200,36 +226,6 @@ def _default_mapping(is_reference: bool) -> Mapping[Any, Any]:
         # torch.ao's table has Quantize here, whose result no layer of a reference model can take.
         return {**get_default_static_quant_reference_module_mappings(), QuantStub: QuantizeDequantize}
     return {**MORE_STATIC_QUANT_MODULE_MAPPINGS, **get_default_static_quant_module_mappings()}
-
-
-def convert_modules(
-    model: nn.Module,
-    mapping: Mapping[Any, Any],
-    custom_config: Mapping[str, Any] | None = None,
-    use_precomputed_fake_quant: bool = False,
-) -> nn.Module:
-    """Swap modules in place and keep everything else; returns the root, perhaps replaced."""
-    config = get_default_custom_config_dict() if custom_config is None else custom_config
-    custom = config.get("observed_to_quantized_custom_module_class", {})
-
-    def swap(site: Site) -> nn.Module:
-        with at(site.path, "converting"):
-            swapped = swap_module(site.module, mapping, custom, use_precomputed_fake_quant)
-        if swapped is not site.module:
-            setattr(swapped, PLACE, site.path)
-        return swapped
-
-    # Reference parts do float arithmetic: a fused float module runs with them inside, but a composite that
-    # `custom` lists becomes a quantized one, which cannot take them, and is converted as a whole.
-    reference = any(getattr(target, "_IS_REFERENCE", False) for target in mapping.values())
-
-    def whole(site: Site) -> bool:
-        if isinstance(site.module, FusedModule):
-            is_container = not site.path and site.type not in mapping and not is_observed(site.module)
-            return not (is_container or reference)
-        return site.type in custom and (reference or not isinstance(site.module, Composite))
-
-    return rewrite(model, swap, whole)
 
 
 def remove_qconfig_(model: nn.Module) -> None:
@@ -260,11 +256,11 @@ def quantize(
     check_model(model)
     if not inplace:
         model = copied(model)
-    with restoring(model):
+    with restoring(model) as way_back:
         model.eval()
         model = prepare(model, inplace=True, strict=strict)
         run_fn(model, *run_args)
-        return convert(model, mapping, inplace=True, strict=strict)
+        return convert_calibrated(model, mapping, way_back, strict)
 
 
 def default_eval_fn(model: nn.Module, calib_data: Iterable[tuple[Any, Any]]) -> None:

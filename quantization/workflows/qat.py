@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from quantization.engine.copying import copied
 from quantization.engine.propagate import propagate_qconfig_
-from quantization.engine.tree import check_model, copied, restoring
+from quantization.engine.tree import check_model, restoring
 from quantization.errors import InvalidRequest, notify
 from quantization.workflows import findings
-from quantization.workflows.ptq import convert, convert_modules, prepare
+from quantization.workflows.conversion import convert_modules
+from quantization.workflows.ptq import convert_calibrated, prepare
 from quantization.workflows.tables import MORE_QAT_MODULE_MAPPINGS, get_default_qat_module_mappings
 
 
@@ -69,8 +71,8 @@ def quantize_qat(
     check_model(model)
     if not inplace:
         model = copied(model)
-    with restoring(model):
+    with restoring(model) as way_back:
         model.train()
         model = prepare_qat(model, inplace=True, strict=strict)
         run_fn(model, *run_args)
-        return convert(model, inplace=True, strict=strict)
+        return convert_calibrated(model, None, way_back, strict)

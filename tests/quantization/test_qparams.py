@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -219,3 +221,43 @@ def test_parameters_are_asked_for_once() -> None:
     observer(torch.tensor([0.0, 1.0]))
     qparams = QParams.of(observer)
     assert (len(calls), qparams.dtype, qparams.ch_axis) == (1, torch.quint8, -1)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1030, 1030), (6, 2, 3, 3), (7,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("make", ["default_weight_observer", "default_per_channel_weight_observer"])
+def test_codes_are_those_of_torch_whatever_the_shape_and_dtype(
+    make: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    if len(shape) == 1 and "channel" in make:
+        pytest.skip("per channel needs two dimensions")
+    weight, observer = torch.randn(shape).to(dtype), getattr(observers, make)()
+    observer(weight)
+    qparams, values = QParams.of(observer), weight.float()
+    if qparams.ch_axis == 0:
+        scale, zero_point = qparams.scale.double(), qparams.zero_point.long()
+        expected = torch.quantize_per_channel(values, scale, zero_point, 0, torch.qint8)
+    else:
+        scale, zero_point = float(qparams.scale), int(qparams.zero_point)
+        expected = torch.quantize_per_tensor(values, scale, zero_point, torch.qint8)
+    got = quantize_weight(weight, observer)
+    assert torch.equal(got, expected)
+    assert torch.equal(got.int_repr(), expected.int_repr())
+
+
+def test_a_weight_that_is_not_contiguous_keeps_its_layout() -> None:
+    weight = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    observer = observers.default_per_channel_weight_observer()
+    got = quantize_weight(observer(weight), observer)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(got.contiguous(), quantize_weight(weight.contiguous(), observer))
+
+
+def test_a_quantized_weight_in_pages_of_its_own_is_a_tensor_like_any_other(tmp_path: Path) -> None:
+    observer = observers.default_per_channel_weight_observer()
+    weight = quantize_weight(observer(torch.randn(1030, 1030)), observer)
+    torch.save(weight, tmp_path / "weight.pt")
+    read = torch.load(tmp_path / "weight.pt", weights_only=False)
+    for copied in (weight.clone(), copy.deepcopy(weight), read):
+        assert torch.equal(copied, weight)
+        assert torch.equal(copied.int_repr(), weight.int_repr())

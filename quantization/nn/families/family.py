@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 Geometry = dict[str, Any]
+Sliver = Callable[[Tensor, Geometry], tuple[Tensor, Geometry]]
 
 
 @dataclass(frozen=True)
@@ -16,14 +17,16 @@ class Family:
     """A kind of layer: its float types, constructor arguments and weight shape.
 
     `fields` are constructor arguments that are attributes of the float module too, `weight_shape` maps them
-    to the shape of the weight, and `rank` counts the spatial dimensions of the input. The arithmetic is not
-    here but in the modes, because TorchScript compiles no method that reads a record.
+    to the shape of the weight, and `rank` counts the spatial dimensions of the input. `sliver` cuts weight
+    and arguments down to a layer that an engine packs in no time, and refuses for the same reasons. The
+    arithmetic is not here but in the modes, because TorchScript compiles no method that reads a record.
     """
 
     float_types: tuple[type[nn.Module], ...]
     fields: tuple[str, ...]
     weight_shape: Callable[[Mapping[str, Any]], tuple[int, ...]]
     rank: int = 0
+    sliver: Sliver | None = None
 
     def geometry(self, module: nn.Module) -> Geometry:
         """Read the constructor arguments off a float, QAT or reference module.

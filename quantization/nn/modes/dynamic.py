@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -37,6 +38,18 @@ class Dynamic(WeightedQuantizedModule):
         found = calibrated_weight(mod)
         geometry = cls._geometry_of(mod, found.geometry)
         return cls._quantized(found.weight, found.bias, found.weight_observer, geometry)
+
+    @classmethod
+    def planned(
+        cls, mod: nn.Module, _use_precomputed_fake_quant: bool, **attributes: Any
+    ) -> Callable[[], Self] | None:
+        """`from_float` in two steps, the checks now and the rest when called; None: only in one."""
+        sliver = cls.family.sliver
+        if sliver is None:
+            return None
+        cls._check_source(mod)
+        found = calibrated_weight(mod)
+        return cls._planned(found, cls._geometry_of(mod, found.geometry), sliver, **attributes)
 
     @classmethod
     def from_reference(cls, ref: nn.Module) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from quantization.nn.calibrated import seen
 from quantization.nn.modes.packed_rows import ROW_DTYPES, PackedRows, codes_of, from_codes
 from quantization.nn.modes.state import explain_other_stage
 from quantization.nn.weight_view import ViewOf
-from quantization.qparams import quantize_weight
+from quantization.qparams import WeightQuantizer
 
 _CURE = (
     "set embedding.qconfig = float_qparams_weight_only_qconfig (8 bit) or "
@@ -74,6 +75,7 @@ class PackedEmbedding(nn.Module):
         _sum_bags: Any
 
     _version = 1
+    _ONLY_READS = True
     _FLOAT_MODULE: ClassVar[Any] = None
     _sources: ClassVar[tuple[type[nn.Module], ...]] = ()
     _FIELDS: ClassVar[dict[str, Any]] = {}
@@ -188,11 +190,21 @@ class PackedEmbedding(nn.Module):
         The width, 8 or 4 bits, is that of the weight observer; a qconfig of None stands for the default 8-bit
         one. With `max_norm`, rows are renormalised first, as a float lookup would do.
         """
+        weight, quantizer = cls._read(mod)
+        return cls._like(mod, cls._params.holding(quantizer(weight)))
+
+    @classmethod
+    def planned(cls, mod: Any, _use_precomputed_fake_quant: bool) -> Callable[[], Self]:
+        """`from_float` in two steps: the checks now and the rest when called."""
+        weight, quantizer = cls._read(mod)
+        cls._params.holding(quantizer(weight[:, :1]))
+        return lambda: cls._like(mod, cls._params.holding(quantizer(_table(mod))))
+
+    @classmethod
+    def _read(cls, mod: Any) -> tuple[Tensor, WeightQuantizer]:
         observer = cls._weight_observer(mod)
-        weight = mod.weight.detach().float()
-        if mod.max_norm is not None:
-            weight = weight.renorm(mod.norm_type, 0, mod.max_norm)
-        return cls._like(mod, quantize_weight(weight, seen(weight, observer)))
+        weight = _table(mod)
+        return weight, WeightQuantizer.of(weight, seen(weight, observer))
 
     @classmethod
     def from_reference(cls, ref: Any) -> Self:
@@ -202,14 +214,14 @@ class PackedEmbedding(nn.Module):
                 f"{cls.__name__}.from_reference takes a reference module, which has get_quantized_weight(), "
                 f"but got {type(ref).__name__}"
             )
-        return cls._like(ref, ref.get_quantized_weight())
+        return cls._like(ref, cls._params.holding(ref.get_quantized_weight()))
 
     @classmethod
-    def _like(cls, mod: Any, weight: Tensor) -> Self:
+    def _like(cls, mod: Any, params: PackedRows) -> Self:
         module = cls.__new__(cls)
         nn.Module.__init__(module)
         fields = {name: getattr(mod, name, default) for name, default in cls._FIELDS.items()}
-        module._fill(mod.num_embeddings, mod.embedding_dim, cls._params.holding(weight), fields)
+        module._fill(mod.num_embeddings, mod.embedding_dim, params, fields)
         return module
 
     @classmethod
@@ -235,3 +247,9 @@ class PackedEmbedding(nn.Module):
                 f"observer {type(observer).__name__} has dtype {dtype} and qscheme {qscheme}: {_CURE}"
             )
         return observer
+
+
+def _table(mod: Any) -> Tensor:
+    """The float rows, renormalised as a lookup does."""
+    weight = mod.weight.detach().float()
+    return weight if mod.max_norm is None else weight.renorm(mod.norm_type, 0, mod.max_norm)

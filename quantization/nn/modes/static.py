@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,6 +35,17 @@ class Static(WeightedQuantizedModule):
         module = cls._quantized(found.weight, found.bias, found.weight_observer, geometry)
         module.scale, module.zero_point = found.scale, found.zero_point
         return module
+
+    @classmethod
+    def planned(cls, mod: nn.Module, use_precomputed_fake_quant: bool) -> Callable[[], Self] | None:
+        """`from_float` in two steps, the checks now and the rest when called; None: only in one."""
+        sliver = cls.family.sliver
+        if sliver is None:
+            return None
+        cls._check_source(mod)
+        found = calibrated(mod, use_precomputed_fake_quant)
+        geometry = cls._geometry_of(mod, found.geometry)
+        return cls._planned(found, geometry, sliver, scale=found.scale, zero_point=found.zero_point)
 
     @classmethod
     def from_reference(cls, ref: nn.Module, output_scale: float, output_zero_point: int) -> Self:

@@ -12,11 +12,11 @@ from typing_extensions import Self
 
 from quantization.backends.ops import PackedOps
 from quantization.errors import InvalidRequest
-from quantization.nn.calibrated import unwrapped
-from quantization.nn.families.family import Family, Geometry
+from quantization.nn.calibrated import Calibrated, folded, own_bias, unwrapped
+from quantization.nn.families.family import Family, Geometry, Sliver
 from quantization.nn.placed import Placed
 from quantization.nn.weight_view import ViewOf
-from quantization.qparams import quantize_weight
+from quantization.qparams import WeightQuantizer
 
 ForwardBuilder = Callable[..., Callable[..., Tensor]]
 
@@ -37,6 +37,7 @@ class WeightedQuantizedModule(Placed):
     ops: ClassVar[PackedOps]
     _FLOAT_MODULE: ClassVar[Any]
     _weight_dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.qint8,)
+    _ONLY_READS = True
     __constants__ = ("_kind",)
     _kind: ClassVar[str]
     _build_forward: ClassVar[ForwardBuilder]
@@ -112,6 +113,11 @@ class WeightedQuantizedModule(Placed):
     @classmethod
     def _quantized(cls, weight: Tensor, bias: Tensor | None, observer: nn.Module, geometry: Geometry) -> Self:
         """A new module from a float weight and the observer that has seen it."""
+        return cls._holding(cls._quantizer(weight, observer)(weight), own_bias(bias), geometry)
+
+    @classmethod
+    def _quantizer(cls, weight: Tensor, observer: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What makes of the weight, which the observer has seen, the one that is packed."""
         dtype = getattr(observer, "dtype", None)
         if dtype not in cls._weight_dtypes:
             names = " or ".join(str(dtype) for dtype in cls._weight_dtypes)
@@ -119,8 +125,32 @@ class WeightedQuantizedModule(Placed):
                 f"the weight observer of {cls.__name__} must have dtype {names}, but "
                 f"{type(observer).__name__} has {dtype}: change the weight observer in the qconfig"
             )
-        packed = quantize_weight(weight, observer) if dtype is torch.qint8 else weight.float()
-        return cls._holding(packed, None if bias is None else bias.detach().float(), geometry)
+        return WeightQuantizer.of(weight, observer) if dtype is torch.qint8 else Tensor.float
+
+    @classmethod
+    def _planned(
+        cls, found: Calibrated, geometry: Geometry, sliver: Sliver, **attributes: Any
+    ) -> Callable[[], Self]:
+        """What makes the module, with these attributes, later: the checks are done now, a sliver is packed.
+
+        The weight is read again then: until that a folded one would be a second copy of it.
+        """
+        quantizer = cls._quantizer(found.weight, found.weight_observer)
+        if not isinstance(quantizer, WeightQuantizer) or quantizer.by_columns:
+            weight, narrow = sliver(found.weight, geometry)
+            cls._holding(quantizer(weight), own_bias(found.bias), narrow)
+        else:
+            cls._holding(quantizer(found.weight), own_bias(found.bias), geometry)
+        source = found.geometry
+
+        def make() -> Self:
+            weight, bias = folded(source)
+            module = cls._holding(quantizer(weight), own_bias(bias), geometry)
+            for name, value in attributes.items():
+                setattr(module, name, value)
+            return module
+
+        return make
 
     @classmethod
     def _constructor_extras(cls, _weight: Tensor, bias: Tensor | None) -> dict[str, Any]:

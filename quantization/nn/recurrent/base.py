@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -14,12 +15,12 @@ from quantization.nn.modes.state import explain_other_stage
 from quantization.nn.recurrent.packed import (
     GATES,
     CellWeights,
+    FloatWeights,
     PackedParameter,
     cell_params,
     checked_dtype,
     counterpart,
     packed_dtype,
-    quantized_tensors,
 )
 from quantization.nn.recurrent.sequences import apply_permutation
 
@@ -45,6 +46,7 @@ class RNNBase(nn.Module):
     """
 
     _version = 2
+    _ONLY_READS = True
     _FLOAT_MODULE: ClassVar[Any] = nn.RNNBase
     _float_types: ClassVar[dict[Any, type[Any]]] = {}
     # Both forms of `forward`; the first that fits the type of the argument is compiled into a call.
@@ -71,6 +73,27 @@ class RNNBase(nn.Module):
         proj_size: int = 0,
     ) -> None:
         super().__init__()
+        self._set_up(
+            mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, dtype,
+            proj_size,
+        )  # fmt: skip
+        blank = [self._blank(layer) for layer, _, _ in self._places()]
+        self._all_weight_values = nn.ModuleList([self._packed(weights) for weights in blank])
+
+    def _set_up(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        dtype: torch.dtype,
+        proj_size: int,
+    ) -> None:
+        """Everything but the weights."""
         if mode not in GATES:
             raise InvalidRequest(f"Unrecognized RNN mode: {mode}; expected one of {list(GATES)}")
         if not _is_share(dropout):
@@ -102,8 +125,6 @@ class RNNBase(nn.Module):
         self.proj_size = proj_size
         self.stepwise = mode.startswith("RNN") or proj_size > 0
         self.training = False
-        blank = [self._blank(layer) for layer, _, _ in self._places()]
-        self._all_weight_values = nn.ModuleList([self._packed(weights) for weights in blank])
 
     def _places(self) -> list[tuple[int, int, str]]:
         """Layer, direction and the suffix of the float module's names, in the order of the packed cells."""
@@ -150,10 +171,21 @@ class RNNBase(nn.Module):
     @classmethod
     def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
         """Quantize the weights of a float layer, which stays as it is; no bias becomes one of zeros."""
+        target, weights = cls._read(mod)
+        return target._made_of(mod, weights.tensors(), weights.dtype)
+
+    @classmethod
+    def planned(cls, mod: Any, _use_precomputed_fake_quant: bool) -> Callable[[], Any]:
+        """`from_float` in two steps: the checks now and the rest when called."""
+        target, weights = cls._read(mod)
+        weights.try_packing()
+        return lambda: target._made_of(mod, weights.tensors(), weights.dtype)
+
+    @classmethod
+    def _read(cls, mod: Any) -> tuple[Any, FloatWeights]:
         call = "nn.quantized.dynamic.RNNBase.from_float only works for nn.LSTM and nn.GRU, and nn.RNN"
         target = counterpart(cls, mod, cls._float_types, call)
-        dtype, tensors = quantized_tensors(mod, [name for names in mod._all_weights for name in names])
-        return target._made_of(mod, tensors, dtype)
+        return target, FloatWeights.of(mod, [name for names in mod._all_weights for name in names])
 
     @classmethod
     def from_reference(cls, ref_mod: Any) -> Any:
@@ -171,7 +203,17 @@ class RNNBase(nn.Module):
             name: getattr(mod, name)
             for name in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "bidirectional")
         }
-        layer = cls(**arguments, **cls._further_arguments(mod), dtype=dtype)
+        further = cls._further_arguments(mod)
+        if cls not in cls._float_types.values():
+            layer = cls(**arguments, **further, dtype=dtype)  # a subclass has a constructor of its own
+        else:
+            layer = cls.__new__(cls)
+            nn.Module.__init__(layer)
+            layer._set_up(
+                mod.mode, **arguments, dropout=0.0, dtype=dtype, proj_size=further.pop("proj_size", 0)
+            )
+            for name, value in further.items():
+                setattr(layer, name, value)
         layer.dropout = float(mod.dropout)
         layer.set_weight_bias(tensors)
         return layer

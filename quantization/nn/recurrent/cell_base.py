@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +13,11 @@ from quantization.errors import InvalidRequest
 from quantization.nn.modes.state import explain_other_stage, same_shape, take
 from quantization.nn.recurrent.packed import (
     CellWeights,
+    FloatWeights,
     checked_dtype,
     counterpart,
     pack_weight_bias,
     packed_dtype,
-    quantized_tensors,
     unpack_weight_bias,
 )
 
@@ -31,6 +32,7 @@ class RNNCellBase(nn.Module):
     arguments of the operators that go unused.
     """
 
+    _ONLY_READS = True
     _float_types: ClassVar[dict[Any, type[Any]]] = {}
     _packed_names: ClassVar[tuple[str, ...]] = ("_packed_weight_ih", "_packed_weight_hh")
 
@@ -48,14 +50,32 @@ class RNNCellBase(nn.Module):
         dtype: torch.dtype = torch.qint8,
     ) -> None:
         super().__init__()
+        rows = num_chunks * hidden_size
+        self._set_up(input_size, hidden_size, bias, rows, dtype)
+        self._pack(CellWeights.blank(rows, input_size, hidden_size, 0, dtype))
+
+    def _set_up(self, input_size: int, hidden_size: int, bias: bool, rows: int, dtype: torch.dtype) -> None:
+        """Everything but the weights."""
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.bias = bias
-        rows = num_chunks * hidden_size
         self.weight_dtype = checked_dtype(dtype)
         self.bias_ih = torch.zeros(rows)
         self.bias_hh = torch.zeros(rows)
-        self._pack(CellWeights.blank(rows, input_size, hidden_size, 0, dtype))
+
+    @classmethod
+    def holding(
+        cls, weights: CellWeights, hidden_size: int, bias: bool, dtype: torch.dtype, **further: Any
+    ) -> Self:
+        """A cell with these weights, packed once; `further` attributes are those a constructor would set."""
+        cell = cls.__new__(cls)
+        nn.Module.__init__(cell)
+        rows, inputs = weights.weight_ih.shape
+        cell._set_up(inputs, hidden_size, bias, rows, dtype)
+        for name, value in further.items():
+            setattr(cell, name, value)
+        cell._pack(weights)
+        return cell
 
     def _pack(self, weights: CellWeights) -> None:
         self._packed_weight_ih = pack_weight_bias(weights.weight_ih, weights.bias_ih, self.weight_dtype)
@@ -91,13 +111,24 @@ class RNNCellBase(nn.Module):
     @classmethod
     def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
         """Quantize the weights of a float cell, which stays as it is; no bias becomes one of zeros."""
+        target, weights = cls._read(mod)
+        return target._made_of(mod, weights.tensors(), weights.dtype)
+
+    @classmethod
+    def planned(cls, mod: Any, _use_precomputed_fake_quant: bool) -> Callable[[], Any]:
+        """`from_float` in two steps: the checks now and the rest when called."""
+        target, weights = cls._read(mod)
+        weights.try_packing()
+        return lambda: target._made_of(mod, weights.tensors(), weights.dtype)
+
+    @classmethod
+    def _read(cls, mod: Any) -> tuple[Any, FloatWeights]:
         call = (
             "nn.quantized.dynamic.RNNCellBase.from_float only works for nn.LSTMCell, nn.GRUCell and "
             "nn.RNNCell"
         )
         target = counterpart(cls, mod, cls._float_types, call)
-        dtype, tensors = quantized_tensors(mod, _TENSORS if mod.bias else _TENSORS[:2])
-        return target._made_of(mod, tensors, dtype)
+        return target, FloatWeights.of(mod, _TENSORS if mod.bias else _TENSORS[:2])
 
     @classmethod
     def from_reference(cls, ref_mod: Any) -> Any:
@@ -118,8 +149,11 @@ class RNNCellBase(nn.Module):
     @classmethod
     def _made_of(cls, mod: Any, tensors: dict[str, Tensor], dtype: torch.dtype) -> Self:
         extra = {"nonlinearity": mod.nonlinearity} if hasattr(mod, "nonlinearity") else {}
-        cell = cls(mod.input_size, mod.hidden_size, bias=mod.bias, dtype=dtype, **extra)
-        cell.set_weight_bias(tensors)
+        if cls not in cls._float_types.values():  # a subclass has a constructor of its own
+            cell = cls(mod.input_size, mod.hidden_size, bias=mod.bias, dtype=dtype, **extra)
+            cell.set_weight_bias(tensors)
+        else:
+            cell = cls.holding(CellWeights.named(tensors, ""), mod.hidden_size, mod.bias, dtype, **extra)
         return cell.train(mod.training)
 
     def check_forward_input(self, input: Tensor) -> None:

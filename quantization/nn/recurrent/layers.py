@@ -37,10 +37,9 @@ class LSTM(RNNBase, source=nn.LSTM):
     def _packed(self, weights: CellWeights) -> nn.Module:
         if not self.proj_size:
             return super()._packed(weights)
-        inputs = weights.weight_ih.size(1)
-        cell = ProjectedLSTMCell(inputs, self.hidden_size, self.bias, self.dtype, self.proj_size)
-        cell._pack(weights)
-        return cell
+        return ProjectedLSTMCell.holding(
+            weights, self.hidden_size, self.bias, self.dtype, proj_size=self.proj_size
+        )
 
     def _get_name(self) -> str:
         return "DynamicQuantizedLSTM"
@@ -267,9 +266,7 @@ class RNN(_OneState, source=nn.RNN):
 
     def _packed(self, weights: CellWeights) -> nn.Module:
         nonlinearity = self.mode.removeprefix("RNN_").lower()
-        cell = RNNCell(weights.weight_ih.size(1), self.hidden_size, self.bias, nonlinearity, self.dtype)
-        cell._pack(weights)
-        return cell
+        return RNNCell.holding(weights, self.hidden_size, self.bias, self.dtype, nonlinearity=nonlinearity)
 
     def _states(self, input: Tensor, hidden: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Output and hidden state from a hidden state of shape (layers * directions, N, hidden_size)."""

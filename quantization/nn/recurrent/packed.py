@@ -20,7 +20,7 @@ from quantization.errors import InvalidRequest, Unsupported
 from quantization.nn.calibrated import seen
 from quantization.nn.modes.state import packing, plain_weight, same_shape, take
 from quantization.nn.packaging import ExternalCode
-from quantization.qparams import quantize_weight
+from quantization.qparams import WeightQuantizer
 
 GATES: dict[str, int] = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _PACK = {torch.qint8: q.LINEAR_DYNAMIC, torch.float16: q.LINEAR_DYNAMIC_FP16}
@@ -110,19 +110,46 @@ class CellWeights:
         return {"bias_ih" + suffix: self.bias_ih, "bias_hh" + suffix: self.bias_hh}
 
 
-def quantized_tensors(mod: nn.Module, names: list[str]) -> tuple[torch.dtype, dict[str, Tensor]]:
-    """The dtype of a float module's weights to be, and its tensors by name, weights quantized if it is qint8.
+@dataclass(frozen=True)
+class FloatWeights:
+    """The named tensors of a float module, found fit to become weights of `dtype`, qint8 or float16."""
 
-    Each weight gets a new observer of the module's qconfig.
-    """
-    make = _weight_observer_of(mod)
-    dtype = checked_dtype(make().dtype)
-    found: dict[str, Tensor] = {}
-    for name in names:
-        tensor = getattr(mod, name).detach().float()
-        int8_weight = name.startswith("weight") and dtype == torch.qint8
-        found[name] = quantize_weight(tensor, seen(tensor, make())) if int8_weight else tensor
-    return dtype, found
+    module: nn.Module
+    dtype: torch.dtype
+    quantizers: Mapping[str, Callable[[Tensor], Tensor]]
+
+    @classmethod
+    def of(cls, mod: nn.Module, names: list[str]) -> FloatWeights:
+        """Look at each weight with a new observer of the module's qconfig."""
+        make = _weight_observer_of(mod)
+        dtype = checked_dtype(make().dtype)
+        quantizers: dict[str, Callable[[Tensor], Tensor]] = {}
+        for name in names:
+            tensor = getattr(mod, name).detach()
+            if not name.startswith("weight"):
+                quantizers[name] = _float_copy
+            elif dtype == torch.float16:
+                quantizers[name] = Tensor.float
+            else:
+                quantizers[name] = WeightQuantizer.of(tensor, seen(tensor.float(), make()))
+        return cls(mod, dtype, quantizers)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name: weights as they are to be packed, biases as copies."""
+        return {name: how(getattr(self.module, name).detach()) for name, how in self.quantizers.items()}
+
+    def try_packing(self) -> None:
+        """Pack a column of each weight, to hear what the engine says of it."""
+        for name, how in self.quantizers.items():
+            if name.startswith("weight"):
+                weight = getattr(self.module, name).detach()
+                if not isinstance(how, WeightQuantizer) or how.by_columns:
+                    weight = weight[:, :1].contiguous()
+                pack_weight_bias(how(weight), None, self.dtype)
+
+
+def _float_copy(bias: Tensor) -> Tensor:
+    return bias.to(torch.float32, copy=True)
 
 
 def _weight_observer_of(mod: nn.Module) -> Callable[[], Any]:

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from quantization.engine.copying import copied
 from quantization.engine.tree import (
     Site,
     check_model,
-    copied,
     is_leaf,
     restoring,
     rewrite,
