@@ -60,7 +60,7 @@ def is_reducible(x: torch.Tensor) -> bool:
 
 @torch.jit.unused
 def _whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if x.numel() < _FEW or not is_plain(x):
+    if not is_plain(x) or x.numel() < _FEW:
         low, high = torch.aminmax(x)
         return low, high
     order = memory_order(x)

@@ -41,12 +41,18 @@ def counted(x: torch.Tensor, low: float, high: float, bins: int, level: str):
 @pytest.mark.parametrize("name", VALUES)
 def test_counts_are_those_of_histc(level, n, name):
     for dtype in SUFFIXES:
-        x = VALUES[name](n).to(dtype).clamp(-6e4, 6e4) if dtype == torch.float16 else VALUES[name](n).to(dtype)
+        x = (
+            VALUES[name](n).to(dtype).clamp(-6e4, 6e4)
+            if dtype == torch.float16
+            else VALUES[name](n).to(dtype)
+        )
         ends = x.min().item(), x.max().item()
         for bins in (2048, 7):
             for before in ((math.inf, -math.inf), (-0.5, 0.5), (-1e5, 1e5), ends):
                 outcome, counts, found = counted(x, *before, bins, level)
-                low, high = (f(pair) for f, pair in zip((min, max), zip(before, ends, strict=True), strict=True))
+                low, high = (
+                    f(pair) for f, pair in zip((min, max), zip(before, ends, strict=True), strict=True)
+                )
                 assert found == [low, high]
                 if low == high:
                     assert outcome == NOT_COUNTED

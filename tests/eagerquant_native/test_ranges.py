@@ -52,10 +52,22 @@ def test_every_half_is_read_right(level: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1, 1), (1, 5, 7), (3, 5, 100), (2, 3, 64), (9, 3, 1), (501, 3, 1), (7, 300, 1), (6, 70, 9), (90, 2, 3)],
+    [
+        (1, 1, 1),
+        (1, 5, 7),
+        (3, 5, 100),
+        (2, 3, 64),
+        (9, 3, 1),
+        (501, 3, 1),
+        (7, 300, 1),
+        (6, 70, 9),
+        (90, 2, 3),
+    ],
     ids=str,
 )
-def test_ranges_are_amin_and_amax(level: str, dtype: torch.dtype, bad: float | None, shape: tuple[int]) -> None:
+def test_ranges_are_amin_and_amax(
+    level: str, dtype: torch.dtype, bad: float | None, shape: tuple[int]
+) -> None:
     x = torch.randn(shape).to(dtype)
     if bad is not None:
         x[-1, shape[1] // 2, shape[2] // 3] = bad
