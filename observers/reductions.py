@@ -60,7 +60,7 @@ def is_reducible(x: torch.Tensor) -> bool:
 
 @torch.jit.unused
 def _whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if not is_plain(x) or x.numel() < _FEW:
+    if not is_plain(x) or (x.numel() < _FEW and x.is_contiguous()):
         low, high = torch.aminmax(x)
         return low, high
     order = memory_order(x)
