@@ -12,6 +12,7 @@ import torch
 
 from observers.dtypes import is_per_channel, is_per_tensor
 from observers.errors import InvalidRequest, Unsupported
+from observers.finite import without_branches
 from observers.range_observer import RangeObserver
 from observers.reductions import channel_range, whole_range
 
@@ -109,12 +110,20 @@ class MovingAverageMinMaxObserver(MinMaxObserver):
         self.averaging_constant = averaging_constant
 
     def _merged(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Selected rather than branched on: reading the buffer would make a GPU wait, and cannot be traced.
-        first = (self.min_val == float("inf")) & (self.max_val == float("-inf"))
-        return (
-            torch.where(first, low, self.min_val + self.averaging_constant * (low - self.min_val)),
-            torch.where(first, high, self.max_val + self.averaging_constant * (high - self.max_val)),
+        average = (
+            self.min_val + self.averaging_constant * (low - self.min_val),
+            self.max_val + self.averaging_constant * (high - self.max_val),
         )
+        if not torch.jit.is_scripting():
+            if not without_branches(low):
+                return (low, high) if self._is_unobserved() else average
+        # Selected rather than branched on, which cannot be traced.
+        first = (self.min_val == float("inf")) & (self.max_val == float("-inf"))
+        return torch.where(first, low, average[0]), torch.where(first, high, average[1])
+
+    @torch.jit.unused
+    def _is_unobserved(self) -> bool:
+        return float(self.min_val) == float("inf") and float(self.max_val) == float("-inf")
 
 
 class PerChannelMinMaxObserver(RangeObserver):

@@ -32,16 +32,17 @@ class RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
     def _forward(self, x_orig: torch.Tensor) -> torch.Tensor:
         if x_orig.numel() == 0:
             return x_orig
-        x = x_orig.detach()
-        if not is_reducible(x):
-            x = x.to(self.min_val.dtype)
+        x, dtype = x_orig.detach(), self.min_val.dtype
+        if x.dtype != dtype and not is_reducible(x):
+            x = x.to(dtype)
         low, high = self._range_of(x)
-        # Rounding keeps the order, so that only the range need be converted.
-        low, high = low.to(self.min_val.dtype), high.to(self.min_val.dtype)
+        if x.dtype != dtype:
+            # Rounding keeps the order, so that only the range need be converted.
+            low, high = low.to(dtype), high.to(dtype)
         if not torch.jit.is_scripting():
             low, high = self._guarded(x, low, high)
         elif not is_finite_range(low, high):
-            low, high = self._finite_range(x.to(self.min_val.dtype))
+            low, high = self._finite_range(x.to(dtype))
         low, high = self._merged(low, high)
         self._remember(low, high)
         return x_orig
@@ -81,17 +82,19 @@ class RangeObserver(IgnoresNonFinite, UniformQuantizationObserverBase):
         return torch.zeros_like(like), torch.zeros_like(like)
 
     def _merged(self, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.min_val.numel() == 0:
+        min_val, max_val = self.min_val, self.max_val
+        if min_val.numel() == 0:
             return low, high
-        return torch.min(low, self.min_val), torch.max(high, self.max_val)
+        return torch.min(low, min_val), torch.max(high, max_val)
 
     def _remember(self, low: torch.Tensor, high: torch.Tensor) -> None:
         # In place: DistributedDataParallel and others hold on to the buffers.
-        if self.min_val.shape != low.shape:
-            self.min_val.resize_(low.shape)
-            self.max_val.resize_(high.shape)
-        self.min_val.copy_(low)
-        self.max_val.copy_(high)
+        min_val, max_val = self.min_val, self.max_val
+        if min_val.shape != low.shape:
+            min_val.resize_(low.shape)
+            max_val.resize_(high.shape)
+        min_val.copy_(low)
+        max_val.copy_(high)
 
     @torch.jit.export
     def calculate_qparams(self) -> tuple[torch.Tensor, torch.Tensor]:

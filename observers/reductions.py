@@ -11,7 +11,7 @@ import torch
 from eagerquant_native.library import is_plain, kernel
 
 # Torch needs less time for fewer values than a call of a kernel takes.
-_FEW = 1 << 14
+_FEW = 1 << 16
 # What names the kernels of a dtype.
 SUFFIX = {torch.float32: "", torch.bfloat16: "_bfloat16", torch.float16: "_half"}
 
@@ -34,7 +34,7 @@ def channel_range(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tenso
     `axis` is one of at least two dimensions, counted from the front; `x` is not empty.
 
     >>> channel_range(torch.tensor([[2.0, -1.0], [0.5, 3.0]]), 1)
-    (tensor([0.5000, -1.0000]), tensor([2., 3.]))
+    (tensor([ 0.5000, -1.0000]), tensor([2., 3.]))
     """
     if not torch.jit.is_scripting():
         found = _native_channel_range(x, axis)
@@ -60,7 +60,7 @@ def is_reducible(x: torch.Tensor) -> bool:
 
 @torch.jit.unused
 def _whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    if x.numel() < _FEW or not is_plain(x):
+    if not is_plain(x) or (x.numel() < _FEW and x.is_contiguous()):
         low, high = torch.aminmax(x)
         return low, high
     order = memory_order(x)

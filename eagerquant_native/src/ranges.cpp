@@ -9,7 +9,7 @@
 namespace {
 
 // Shorter runs of one channel than this are not reduced one by one: several channels share a vector.
-constexpr int64_t kShort = 64;
+constexpr int64_t kShort = 512, kWide = 1024;
 
 template <class T>
 void whole(const T* x, int64_t n, float* out) {
@@ -63,7 +63,7 @@ template <class T>
 void per_channel(const T* x, int64_t outer, int64_t channels, int64_t inner, float* low, float* high) {
   const bool runs = inner >= kShort || outer == 1;
   // Several short rows make a wide one.
-  const int64_t width = channels * inner, folded = width < kShort ? 4 * kShort / width : 1, wide = outer / folded;
+  const int64_t width = channels * inner, folded = width < kShort ? kWide / width : 1, wide = outer / folded;
   const int threads = threads_for(outer * channels * inner, 1 << 16);
   std::vector<Range> found(threads * channels);
 #pragma omp parallel num_threads(threads) if (threads > 1)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from observers import HistogramObserver, InvalidRequest, QuantizationWarning, Unsupported
+from observers import (
+    HistogramObserver,
+    InvalidRequest,
+    QuantizationWarning,
+    Unsupported,
+    histogram_counts,
+    histogram_search,
+    reductions,
+)
 from observers.histogram_search import (
     as_float32,
     best_bins,
@@ -143,3 +153,60 @@ def test_what_it_refuses():
     observer.bins = 9
     with pytest.raises(AssertionError, match="bins mismatch"):
         observer.calculate_qparams()
+
+
+@contextlib.contextmanager
+def without_kernels():
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (histogram_counts, histogram_search, reductions):
+            patch.setattr(module, "kernel", lambda name: None)
+        yield
+
+
+def state_after(batches, **arguments):
+    observer = HistogramObserver(**arguments)
+    for batch in batches:
+        observer(batch)
+    return [*observer.state_dict().values(), *observer.calculate_qparams()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_kernels_and_torch_keep_the_same_state(data):
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    shapes = st.sampled_from([(1,), (7,), (300,), (2, 3, 5, 4), (40_000,)])
+    widths, shifts = st.sampled_from([1e-40, 1e-3, 1.0, 7.0, 1e30]), st.sampled_from([0.0, -0.5, 300.0])
+    batches = []
+    for shape in data.draw(st.lists(shapes, min_size=1, max_size=4)):
+        x = torch.randn(shape) * data.draw(widths) + data.draw(shifts)
+        x = data.draw(st.sampled_from([torch.clone, torch.relu, torch.round, torch.zeros_like]))(x)
+        batches.append(x.to(memory_format=torch.channels_last) if x.dim() == 4 else x)
+    bins = data.draw(st.sampled_from([2048, 32]))
+    with_kernels = state_after(batches, bins=bins)
+    with without_kernels():
+        expected = state_after(batches, bins=bins)
+    for ours, theirs in zip(with_kernels, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_counted_as_their_float_values(dtype):
+    x = torch.randn(50_000).to(dtype)
+    for ours, theirs in zip(state_after([x, x * 2]), state_after([x.float(), (x * 2).float()]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_range_may_grow_by_any_factor():
+    observer = HistogramObserver()
+    for factor in (1e-30, 1.0, 1e30):
+        observer(torch.randn(1000) * factor)
+    assert observer.histogram.shape == (2048,)
+    assert observer.histogram.sum() == 3000
+    assert observer.histogram.max() >= 2000
+
+
+def test_views_with_gaps_are_counted():
+    x = torch.randn(100, 100)
+    for view in (x[:, ::3], x[5:, :7], x[:1].expand(50, 100), x.t()):
+        for ours, theirs in zip(state_after([view]), state_after([view.contiguous()]), strict=True):
+            assert torch.equal(ours, theirs)
