@@ -32,6 +32,8 @@ ANY = ("portable", "avx2", "avx512")
 LEVELS = {
     "levels": ("portable",),
     "fake_quantize": ANY,
+    "moving_average": ANY,
+    "rescale": ANY,
     "ranges": ANY,
 }
 # No contraction to fused multiply-add: kernels promise torch's results bit for bit.

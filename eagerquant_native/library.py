@@ -38,6 +38,7 @@ for _suffix in ("", "_bfloat16", "_half"):
     _SIGNATURES[f"observe_tensor{_suffix}"] = (_P, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P)
     _SIGNATURES[f"observe_and_round{_suffix}"] = (_P, _P, _P, _I, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P)
 _SIGNATURES["observe_and_round_scaled"] = (_P, *_SIGNATURES["observe_and_round"])
+_SIGNATURES["unscale"] = (_P, _P, _P, _P, _P, _I, _I, _I)
 _SIGNATURES["keep_scaled"] = (_P, _P, _P, _P, _P, _P, _I, _I)
 _SIGNATURES.update({f"keep_{bits}": (_P, _P, _P, _I, _I) for bits in (16, 32)})
 _RESULTS: dict[str, Any] = {  # of those that return something
@@ -106,7 +107,7 @@ def kernel(name: str, level: str | None = None) -> Callable[..., Any] | None:
 def is_plain(x: torch.Tensor) -> bool:
     """Whether a kernel may read `x` through its address: an ordinary dense tensor of this process's memory.
 
-    Not under tracing, compilation and the transforms of `torch.func`, which would not see what the kernel does.
+    Not under tracing, compilation and `torch.func`, which would not see what the kernel does.
     """
     return (
         type(x) in _PLAIN_TYPES
@@ -114,8 +115,9 @@ def is_plain(x: torch.Tensor) -> bool:
         and x.layout is torch.strided
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        and torch._C._functorch.maybe_current_level() is None
+        and _transform_level() is None
     )
 
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+_transform_level = torch._C._functorch.maybe_current_level  # pyright: ignore[reportAttributeAccessIssue]
