@@ -111,7 +111,9 @@ class MaskGate(NamedTuple):
         if keep is None:
             return torch.where(self.passed(mask, gradient), gradient, 0.0)
         if not self.layout.fits(gradient):
-            gradient = self.layout.unflat(self.layout.flat(gradient))
+            # The result lies like the gradient, as torch's: sums over it then add in the same order.
+            moved = self.layout.unflat(self.layout.flat(gradient))
+            return torch.empty_like(gradient).copy_(self(moved, mask))
         kept = torch.empty_like(gradient)
         keep(gradient.data_ptr(), mask.data_ptr(), kept.data_ptr(), self.rows, self.length)
         return kept
