@@ -32,6 +32,8 @@ ANY = ("portable", "avx2", "avx512")
 LEVELS = {
     "levels": ("portable",),
     "fake_quantize": ANY,
+    "moving_average": ANY,
+    "rescale": ANY,
     "ranges": ANY,
     "weights": ANY,
     "pack": ("portable",),

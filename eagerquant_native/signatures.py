@@ -45,6 +45,7 @@ SIGNATURES: dict[str, Signature] = {
     "observe_and_round_scaled": _takes(
         _P, _P, _P, _P, _I, _I, _I, _P, _P, _F, _I, _I, _I, _P, _P, gives=_BOOL
     ),
+    "unscale": _takes(_P, _P, _P, _P, _P, _I, _I, _I),
     "keep_scaled": _takes(_P, _P, _P, _P, _P, _P, _I, _I),
     "keep_16": _takes(_P, _P, _P, _I, _I),
     "keep_32": _takes(_P, _P, _P, _I, _I),

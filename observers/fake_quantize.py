@@ -13,7 +13,7 @@ from observers.dtypes import integer_info, is_float_qparams, is_per_channel, is_
 from observers.errors import InvalidRequest
 from observers.finite import IgnoresNonFinite, is_finite_range, without_branches
 from observers.minmax import MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver
-from observers.moving_average import observe_and_round, observe_and_round_scaled
+from observers.moving_average import observe_and_round
 from observers.passive import FixedQParamsObserver
 from observers.rounding import fake_quantize, fake_quantize_channels
 from observers.switches import FakeQuantizeBase as FakeQuantizeBase
@@ -220,11 +220,6 @@ class FusedMovingAvgObsFakeQuantize(IgnoresNonFinite, FakeQuantize):
     def _forward(self, X: torch.Tensor) -> torch.Tensor:
         rounded = observe_and_round(X, self)
         return self._by_operator(X) if rounded is None else rounded
-
-    @torch.jit.unused
-    def of_scaled(self, X: torch.Tensor, factor: torch.Tensor) -> torch.Tensor | None:
-        """What a call with `X`, times `factor` per channel, returns, made at once; None where it has to be called."""
-        return observe_and_round_scaled(X, factor, self)
 
     def _by_operator(self, X: torch.Tensor) -> torch.Tensor:
         if X.dtype != torch.float32:

@@ -1,41 +1,36 @@
 """What `torch.fused_moving_avg_obs_fake_quant` does, in less time: observe, derive the grid, round.
 
-The numbers are the operator's, bit for bit. In plain torch it is asked itself, about a tensor that holds nothing
-but the range of the given one: for the statistics, that is as good.
+The numbers are the operator's, bit for bit. In plain torch it is asked itself, about a tensor that holds
+nothing but the range of the given one: for the statistics, that is as good.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eagerquant_native.library import is_plain, kernel
 from observers.finite import is_finite_range
 from observers.reductions import channel_range, whole_range
-from observers.rounding import (
-    SUFFIX,
+from observers.rounding import SUFFIX, fake_quantize, fake_quantize_channels
+from observers.straight import (
     MaskGate,
     address,
     dense,
-    fake_quantize,
-    fake_quantize_channels,
     is_readable,
     masked,
     wants_gradient,
     with_gradient,
 )
 
-if TYPE_CHECKING:
-    from observers.fake_quantize import FusedMovingAvgObsFakeQuantize
 
+def observe_and_round(x: Tensor, module: nn.Module) -> Tensor | None:
+    """The output of `module`, a `FusedMovingAvgObsFakeQuantize`, for `x`, which its buffers then include.
 
-def observe_and_round(x: Tensor, module: FusedMovingAvgObsFakeQuantize) -> Tensor | None:
-    """The output of `module` for `x`, whose statistics it takes into the module's buffers.
-
-    None, and nothing is changed, for what is left to torch's operator: rounding switched off, values that are not
-    finite, a first batch per channel, other dtypes and devices, compilation.
+    None, and nothing is changed, for what is left to torch's operator: rounding switched off, values that are
+    not finite, a first batch per channel, other dtypes and devices, compilation.
     """
     if x.dtype not in SUFFIX or not is_plain(x) or x.numel() == 0:
         return None
@@ -52,16 +47,17 @@ def observe_and_round(x: Tensor, module: FusedMovingAvgObsFakeQuantize) -> Tenso
 class State:
     """The buffers and settings of a fused fake quantizer, read once per call."""
 
-    def __init__(self, module: FusedMovingAvgObsFakeQuantize) -> None:
-        observer: Any = module.activation_post_process
-        own, observers = module._buffers, observer._buffers
+    def __init__(self, module: nn.Module) -> None:
+        fused: Any = module
+        observer = fused.activation_post_process
+        own, observers = fused._buffers, observer._buffers
         self.switches = own["observer_enabled"], own["fake_quant_enabled"]
         self.averages = observers["min_val"], observers["max_val"]
         self.qparams = self.scale, self.zero_point = own["scale"], own["zero_point"]
         self.constant = observer.averaging_constant
         self.low, self.high = observer.quant_min, observer.quant_max
-        self.symmetric, self.per_channel = module.is_symmetric_quant, module.is_per_channel
-        self.axis = module.ch_axis
+        self.symmetric, self.per_channel = fused.is_symmetric_quant, fused.is_per_channel
+        self.axis = fused.ch_axis
 
     def suits(self, x: Tensor) -> bool:
         """Whether the buffers are as a fresh module's, fit `x`, and say that it is rounded."""
@@ -142,9 +138,7 @@ def _channels(x: Tensor, state: State) -> Tensor | None:
     return fake_quantize_channels(x, state.scale, state.zero_point, 0, state.low, state.high)
 
 
-def observe_and_round_scaled(
-    x: Tensor, factor: Tensor, module: FusedMovingAvgObsFakeQuantize
-) -> Tensor | None:
+def observe_and_round_scaled(x: Tensor, factor: Tensor, module: nn.Module) -> Tensor | None:
     """The output of `module`, a per-channel one, for `x * factor`, which is not made; `factor` is [channels].
 
     None, and nothing is changed, for what is left to two steps.

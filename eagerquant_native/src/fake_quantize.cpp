@@ -1,105 +1,9 @@
-// Rounding to the integer grid in float, the gradient of that, and the ranges it is done with.
-//
-// A tensor is `rows` runs of `length` values that share a scale and a zero point, each cut into blocks of 32.
-// Bit i of a block's word in `mask` says that value i was not clamped: that is all the backward pass needs.
-#include "eagerquant.h"
+// Rounding to the integer grid per tensor and per channel, and the gradient of that.
+#include "grid.h"
 
-#include <algorithm>
-#include <cmath>
-#include <limits>
 #include <vector>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
-#include "loads.h"
-#include "range.h"
-#include "stores.h"
 
 namespace {
-
-constexpr int kBlock = 32;
-constexpr int64_t kGrain = 1 << 15;
-// Adding and subtracting it rounds to the nearest integer, ties to even, what is below 2^22.
-constexpr float kRounder = 12582912.0f;
-constexpr float kRoundable = 4194304.0f;
-// torch's per-channel operators go through int64, where what is larger wraps to the smallest.
-constexpr float kLargest64 = 9223371487098961920.0f;
-
-// --- rounding ---------------------------------------------------------------------------------------
-
-// How a run is rounded. The zero point is taken off the bounds, where it is an integer.
-struct Grid {
-  float inverse, scale, low, high, largest;
-
-  Grid() = default;
-  Grid(float scale, int64_t zero_point, int64_t low, int64_t high, float largest)
-      : inverse(1.0f / scale), scale(scale), low(float(low - zero_point)), high(float(high - zero_point)),
-        largest(largest) {}
-  bool usable() const { return low > -kRoundable && high < kRoundable; }
-  // torch's per-channel operator refuses others.
-  bool holds_zero() const { return low <= 0 && high >= 0; }
-  bool round(float x, float* y) const {
-    float value = x * inverse;
-    value = value <= largest ? value : low - 1;  // NaN too
-    value = value > low - 1 ? value : low - 1;
-    value = value < high + 1 ? value : high + 1;
-    value = (value + kRounder) - kRounder;
-    const float clamped = std::min(std::max(value, low), high);
-    *y = clamped * scale;
-    return value == clamped;
-  }
-};
-
-template <class T>
-void round_run(const T* __restrict x, T* __restrict y, uint32_t* __restrict mask, int64_t n, const Grid grid) {
-  int64_t at = 0;
-  for (; at + kBlock <= n; at += kBlock) {
-    uint32_t bits = 0;
-    for (int i = 0; i < kBlock; ++i) {
-      float value;
-      bits |= grid.round(load(x + at + i), &value) ? 1u << i : 0u;
-      store(value, y + at + i);
-    }
-    if (mask) *mask++ = bits;
-  }
-  if (at == n) return;
-  uint32_t bits = 0;
-  for (int i = 0; at + i < n; ++i) {
-    float value;
-    bits |= grid.round(load(x + at + i), &value) ? 1u << i : 0u;
-    store(value, y + at + i);
-  }
-  if (mask) *mask = bits;
-}
-
-// New memory of this size comes from the system in pages of 4 KB, each a fault that costs more than the
-// rounding of its values: ask for large pages.
-inline void expect_writes(void* y, int64_t bytes) {
-#if defined(__linux__)
-  constexpr int64_t kWorthIt = 1 << 24, kPage = 4096;
-  if (bytes < kWorthIt) return;
-  char* first = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(y) + kPage - 1) / kPage * kPage);
-  madvise(first, (static_cast<char*>(y) + bytes - first) / kPage * kPage, MADV_HUGEPAGE);
-#endif
-}
-
-// Calls f(row, first value in it, how many) for a thread's share of the blocks of all rows.
-template <class F>
-void each_run(int64_t rows, int64_t length, F f) {
-  const int64_t blocks = (length + kBlock - 1) / kBlock;
-  const int threads = threads_for(rows * length, kGrain);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const Part part = part_of(rows * blocks, omp_get_thread_num(), omp_get_num_threads());
-    for (int64_t at = part.begin; at < part.end;) {
-      const int64_t row = at / blocks, first = at % blocks;
-      const int64_t end = std::min(blocks, first + part.end - at);
-      f(row, first * kBlock, std::min(length, end * kBlock) - first * kBlock, row * blocks + first);
-      at += end - first;
-    }
-  }
-}
 
 template <class T>
 int32_t round_tensor(const T* x, T* y, uint32_t* mask, int64_t n, const float* scale, const int32_t* zero_point,
@@ -181,135 +85,6 @@ int32_t round_channels(const T* x, T* y, uint32_t* mask, int64_t outer, int64_t 
   return 0;
 }
 
-// --- observing: the moving average of the range, and the grid it gives ------------------------------
-
-inline bool is_range(float low, float high) { return low > -kInfinity && high < kInfinity && low <= high; }
-
-inline void average(float* low, float* high, float batch_low, float batch_high, float constant) {
-  const bool first = std::isinf(*low) || std::isinf(*high);
-  *low = first ? batch_low : *low + constant * (batch_low - *low);
-  *high = first ? batch_high : *high + constant * (batch_high - *high);
-}
-
-// What a fused fake quantizer trains with; conversion has a formula of its own (observers/base.py).
-struct Choice {
-  float scale;
-  int32_t zero_point;
-};
-inline Choice choose(float low, float high, int64_t lowest, int64_t highest, bool symmetric) {
-  const bool around_zero = low < 0 && high > 0;
-  const int steps = int(highest - lowest);
-  if (around_zero && symmetric) {
-    const int above = steps / 2, below = -(above + 1);
-    const double step = std::max(std::fabs(low / below), std::fabs(high / above));
-    low = float(step * below);
-    high = float(step * above);
-  }
-  low = std::min(low, 0.0f);
-  high = std::max(high, 0.0f);
-  float scale = float((double(high) - low) / steps);
-  if (scale == 0.0f || std::isinf(1.0f / scale)) scale = 0.1f;
-  constexpr float kSmallest = 6.1e-5f;
-  if (scale < kSmallest) {
-    const float wider = kSmallest / scale;
-    scale = kSmallest;
-    if (low == 0.0f)
-      high = kSmallest * steps;
-    else if (high == 0.0f)
-      low = -kSmallest * steps;
-    else
-      low *= wider, high *= wider;
-  }
-  // From the end where the division loses less.
-  const double below = low / double(scale), above = high / double(scale);
-  const bool from_low = std::abs(lowest) + std::fabs(below) < std::abs(highest) + std::fabs(above);
-  double zero_point = from_low ? lowest - below : highest - above;
-  if (low < 0 && high > 0 && symmetric) zero_point = double(lowest + highest) / 2;
-  zero_point = std::min(std::max(zero_point, double(lowest)), double(highest));
-  return {scale, int32_t(std::nearbyint(zero_point))};
-}
-
-template <class T>
-int32_t observe_tensor(const T* x, int64_t n, int32_t observing, float* low, float* high, float constant,
-                       int64_t lowest, int64_t highest, int32_t symmetric, float* scale, int32_t* zero_point) {
-  float new_low = *low, new_high = *high;
-  if (observing) {
-    const int threads = threads_for(n, kGrain);
-    std::vector<Range> found(threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-      const Part part = part_of(n, omp_get_thread_num(), omp_get_num_threads(), kLanes);
-      found[omp_get_thread_num()] = range_of(x + part.begin, part.end - part.begin);
-    }
-    for (const Range& other : found) found[0].add(other);
-    if (!found[0].is_finite()) return 1;
-    average(&new_low, &new_high, found[0].low, found[0].high, constant);
-  }
-  if (!is_range(new_low, new_high)) return 1;
-  const Choice choice = choose(new_low, new_high, lowest, highest, symmetric != 0);
-  *low = new_low;
-  *high = new_high;
-  *scale = choice.scale;
-  *zero_point = choice.zero_point;
-  return 0;
-}
-
-// What a fused fake quantizer reads and writes, per tensor or per channel.
-struct Averages {
-  float *low, *high, constant;
-  int64_t lowest, highest;
-  bool symmetric;
-  float* scale;
-  int32_t* zero_point;
-};
-
-// Row by row, so that a row is read from memory once: row(c, room) gives `inner` values, in `room` if it likes.
-// What is observed is kept when all rows are well.
-template <class T, class F>
-int32_t observe_and_round(F row_of, T* y, uint32_t* mask, int64_t channels, int64_t inner, bool observing,
-                          const Averages& to) {
-  struct Row {
-    float low, high;
-    Choice choice;
-  };
-  std::vector<Row> rows(channels);
-  expect_writes(y, channels * inner * sizeof(T));
-  const int64_t words = (inner + kBlock - 1) / kBlock;
-  const int threads = threads_for(channels * inner, kGrain);
-  int bad = 0;
-#pragma omp parallel num_threads(threads) reduction(| : bad) if (threads > 1)
-  {
-    const Part part = part_of(channels, omp_get_thread_num(), omp_get_num_threads());
-    std::vector<T> room(inner);
-    for (int64_t c = part.begin; c < part.end && !bad; ++c) {
-      const T* from = row_of(c, room.data());
-      Row row{to.low[c], to.high[c], {}};
-      if (observing) {
-        const Range batch = range_of(from, inner);
-        bad |= !batch.is_finite();
-        average(&row.low, &row.high, batch.low, batch.high, to.constant);
-      }
-      bad |= !is_range(row.low, row.high);
-      if (bad) break;
-      row.choice = choose(row.low, row.high, to.lowest, to.highest, to.symmetric);
-      const Grid grid(row.choice.scale, row.choice.zero_point, to.lowest, to.highest, kLargest64);
-      bad |= !grid.usable();
-      round_run(from, y + c * inner, mask ? mask + c * words : nullptr, inner, grid);
-      rows[c] = row;
-    }
-  }
-  if (bad) return 1;
-  for (int64_t c = 0; c < channels; ++c) {
-    to.low[c] = rows[c].low;
-    to.high[c] = rows[c].high;
-    to.scale[c] = rows[c].choice.scale;
-    to.zero_point[c] = rows[c].choice.zero_point;
-  }
-  return 0;
-}
-
-// --- the gradient -----------------------------------------------------------------------------------
-
 // `Bits` is an unsigned integer as wide as the values: to keep or to clear needs no arithmetic.
 template <class Bits>
 void keep_run(const Bits* __restrict gradient, const uint32_t* __restrict mask, Bits* __restrict out, int64_t n) {
@@ -319,19 +94,6 @@ void keep_run(const Bits* __restrict gradient, const uint32_t* __restrict mask, 
     for (int i = 0; i < kBlock; ++i) out[at + i] = bits & 1u << i ? gradient[at + i] : Bits(0);
   }
   for (int i = 0; at + i < n; ++i) out[at + i] = *mask & 1u << i ? gradient[at + i] : Bits(0);
-}
-
-inline void keep_scaled_run(const float* __restrict gradient, const uint32_t* __restrict mask, const float* __restrict x,
-                            float factor, float* __restrict by_x, float* __restrict by_factor, int64_t n) {
-  for (int64_t at = 0; at < n; at += kBlock) {
-    const uint32_t bits = *mask++;
-    const int count = int(std::min<int64_t>(kBlock, n - at));
-    for (int i = 0; i < count; ++i) {
-      const float kept = bits & 1u << i ? gradient[at + i] : 0.0f;
-      by_x[at + i] = kept * factor;
-      by_factor[at + i] = kept * x[at + i];
-    }
-  }
 }
 
 template <class Bits>
@@ -356,47 +118,11 @@ void keep(const void* gradient, const uint32_t* mask, void* out, int64_t rows, i
                                                int64_t inner, const float* scale, const int32_t* zero_point,        \
                                                int64_t low, int64_t high) {                                         \
     return round_channels(x, y, mask, outer, channels, inner, scale, zero_point, low, high);                        \
-  }                                                                                                                 \
-  EQ_EXPORT int32_t EQ(observe_tensor##suffix)(const T* x, int64_t n, int32_t observing, float* low, float* high,   \
-                                               float constant, int64_t lowest, int64_t highest, int32_t symmetric,  \
-                                               float* scale, int32_t* zero_point) {                                 \
-    return observe_tensor(x, n, observing, low, high, constant, lowest, highest, symmetric, scale, zero_point);     \
-  }                                                                                                                 \
-  EQ_EXPORT int32_t EQ(observe_and_round##suffix)(                                                                  \
-      const T* x, T* y, uint32_t* mask, int64_t channels, int64_t inner, int32_t observing, float* low,             \
-      float* high, float constant, int64_t lowest, int64_t highest, int32_t symmetric, float* scale,                \
-      int32_t* zero_point) {                                                                                        \
-    const Averages to{low, high, constant, lowest, highest, symmetric != 0, scale, zero_point};                     \
-    const auto row = [=](int64_t c, T*) { return x + c * inner; };                                                  \
-    return observe_and_round<T>(row, y, mask, channels, inner, observing != 0, to);                                 \
   }
 
 EQ_EXPORTS(, float)
 EQ_EXPORTS(_bfloat16, BFloat16)
 EQ_EXPORTS(_half, Half)
-
-// The same of x times a factor per channel, which is not written anywhere.
-EQ_EXPORT int32_t EQ(observe_and_round_scaled)(const float* x, const float* factor, float* y, uint32_t* mask,
-                                               int64_t channels, int64_t inner, int32_t observing, float* low,
-                                               float* high, float constant, int64_t lowest, int64_t highest,
-                                               int32_t symmetric, float* scale, int32_t* zero_point) {
-  const Averages to{low, high, constant, lowest, highest, symmetric != 0, scale, zero_point};
-  const auto row = [=](int64_t c, float* __restrict room) {
-    for (int64_t i = 0; i < inner; ++i) room[i] = x[c * inner + i] * factor[c];
-    return static_cast<const float*>(room);
-  };
-  return observe_and_round<float>(row, y, mask, channels, inner, observing != 0, to);
-}
-
-// Its gradient: by x into `by_x`, and the values whose sums per channel are that by the factor into `by_factor`.
-EQ_EXPORT void EQ(keep_scaled)(const float* gradient, const uint32_t* mask, const float* x, const float* factor,
-                               float* by_x, float* by_factor, int64_t channels, int64_t inner) {
-  expect_writes(by_x, channels * inner * sizeof(float));
-  each_run(channels, inner, [&](int64_t c, int64_t at, int64_t count, int64_t word) {
-    const int64_t first = c * inner + at;
-    keep_scaled_run(gradient + first, mask + word, x + first, factor[c], by_x + first, by_factor + first, count);
-  });
-}
 
 // The gradient where the mask says so, zero elsewhere; the number is the width of the values in bits.
 EQ_EXPORT void EQ(keep_32)(const void* gradient, const uint32_t* mask, void* out, int64_t rows, int64_t length) {

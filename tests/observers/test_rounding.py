@@ -120,7 +120,22 @@ def test_a_gradient_may_lie_otherwise(way: str, layout: str) -> None:
     with going(way):
         fake_quantize(a, *qparams, -8, 7).backward(gradient)
     torch.fake_quantize_per_tensor_affine(b, *qparams, -8, 7).backward(gradient)
-    assert a.grad is not None and torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
+    assert a.grad is not None and b.grad is not None
+    assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("way", LEVELS)
+@pytest.mark.parametrize("last", [False, True])
+def test_the_result_lies_like_its_gradient(way: str, last: bool) -> None:
+    forms = [torch.contiguous_format, torch.channels_last]
+    x = torch.randn(2, 3, 5, 5).to(memory_format=forms[last])
+    gradient = torch.randn(2, 3, 5, 5).to(memory_format=forms[not last])
+    qparams, found = (torch.tensor([0.1]), torch.tensor([3], dtype=torch.int32)), []
+    for function in (fake_quantize, torch.fake_quantize_per_tensor_affine):
+        a = x.clone().requires_grad_()
+        with going(way):
+            found += torch.autograd.grad(function(a, *qparams, -8, 7), a, gradient)
+    assert torch.equal(found[0], found[1]) and found[0].stride() == found[1].stride()
 
 
 @ways

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from eagerquant_native import kernel, levels
-from observers import moving_average, reductions, rounding
+from observers import moving_average, reductions, rounding, straight
+from quantization.backends import rescaling
 
 LEVELS = [level for level in levels() if kernel("round_tensor", level)]
 WAYS = [*LEVELS, "torch"]
@@ -25,6 +26,6 @@ def _chosen(way: str) -> Callable[[str], Any]:
 def going(way: str) -> Iterator[None]:
     """Let the fake quantizers compute in that way."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (rounding, moving_average, reductions):
+        for module in (rounding, straight, moving_average, reductions, rescaling):
             patch.setattr(module, "kernel", _chosen(way))
         yield

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from observers import FusedMovingAvgObsFakeQuantize
+from observers.moving_average import observe_and_round_scaled
+from quantization.backends.rescaling import unscaled
 from quantization.errors import InvalidRequest
 from quantization.nn.modes.qat import Qat, float_qconfig, share_parameters
 
@@ -41,7 +43,7 @@ def _per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 def _has_hooks(module: Any) -> bool:
     own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(own) or torch.nn.modules.module._has_any_global_hook()
+    return any(own) or bool(nn.modules.module._has_any_global_hook())
 
 
 class QatBatchNorm(Qat):
@@ -89,10 +91,15 @@ class QatBatchNorm(Qat):
         std = torch.sqrt(self._running_var() + self.bn.eps)
         factor = self.bn.weight / std
         raw = self._without_bias(input, self._fake_quantized(factor))
-        restored = raw / _per_channel(factor, raw)
+        restored = self._unscaled(raw, factor)
         if self.bias is not None:
             restored = restored + _per_channel(self.bias, restored)
         return self.bn(restored)
+
+    def _unscaled(self, raw: Tensor, factor: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            return unscaled(raw, factor)
+        return raw / _per_channel(factor, raw)
 
     def _fake_quantized(self, factor: Tensor) -> Tensor:
         """The weight times `factor` per output channel, rounded."""
@@ -108,7 +115,7 @@ class QatBatchNorm(Qat):
         # Exactly this class and without hooks: others have more to say than their numbers.
         if type(rounding) is not FusedMovingAvgObsFakeQuantize or _has_hooks(rounding):
             return None
-        return rounding.of_scaled(self.weight, factor)
+        return observe_and_round_scaled(self.weight, factor, rounding)
 
     def _running_mean(self) -> Tensor:
         mean = self.bn.running_mean

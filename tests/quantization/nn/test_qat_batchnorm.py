@@ -13,6 +13,7 @@ from torch import nn
 from quantization import qconfig
 from quantization.errors import InvalidRequest
 from quantization.nn import fused, qat
+from tests.observers.ways import going, ways
 from tests.quantization.nn.qat_steps import (
     CONV_BN_NAMES,
     NORMS,
@@ -246,6 +247,39 @@ def test_trains_under_autocast(name: str, path: str, version: int) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         module(sample(name)).float().square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
+
+
+@pytest.mark.parametrize("where", ["hook", "pre-hook", "global hook"])
+def test_hooks_of_the_weights_fake_quantizer_run(where: str) -> None:
+    module = ours("ConvBnReLU2d", float_parts("ConvBnReLU2d"))
+    plain, seen = copy.deepcopy(module), []
+
+    def note(called: Any, *_: Any) -> None:
+        seen.append(called)
+
+    rounding = module.weight_fake_quant
+    if where == "global hook":
+        handle = nn.modules.module.register_module_forward_hook(note)
+    else:
+        register = rounding.register_forward_hook if where == "hook" else rounding.register_forward_pre_hook
+        handle = register(note)
+    x = sample("ConvBnReLU2d")
+    for _ in range(2):
+        y = module(x)
+    assert seen.count(rounding) == 2
+    handle.remove()
+    plain(x)
+    assert torch.equal(y, plain(x))
+
+
+@ways
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_trains_like_the_oracle_in_every_way(ao: Any, way: str, layout: torch.memory_format) -> None:
+    parts = [nn.Conv2d(4, 40, 3, padding=1, bias=False), nn.BatchNorm2d(40), nn.ReLU()]
+    a, b = theirs(ao, "ConvBnReLU2d", parts), ours("ConvBnReLU2d", parts)
+    inputs = [torch.randn(6, 4, 20, 20).to(memory_format=layout) for _ in range(4)]
+    with going(way):
+        assert_same_training(a, b, inputs)
 
 
 def test_synchronized_norms_take_the_place_of_ours() -> None:
