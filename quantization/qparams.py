@@ -202,13 +202,11 @@ def _empty(shape: torch.Size, qparams: QParams) -> tuple[Tensor, Tensor]:
 def get_qparam_dict(observer_or_fake_quant: nn.Module) -> dict[str, object]:
     """The parameters as the dictionary that reference modules take.
 
-        Symmetric schemes are named by their affine form: a zero point says all that tells them apart.
+    Symmetric schemes are named by their affine form: a zero point says all that tells them apart.
 
-        >>> from eagerquant_native import kernel
-    from eagerquant_native.library import is_plain
-    from observers import PlaceholderObserver
-        >>> get_qparam_dict(PlaceholderObserver())["dtype"]
-        torch.float32
+    >>> from observers import PlaceholderObserver
+    >>> get_qparam_dict(PlaceholderObserver())["dtype"]
+    torch.float32
     """
     observer = observer_or_fake_quant
     # A placeholder carries a qscheme but no parameters.

@@ -183,7 +183,7 @@ def _check_engine(metadata: Mapping[str, str]) -> None:
         )
 
 
-def _replacements(structure: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+def _replacements(structure: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, nn.Module]:
     reader = Reader(tensors)
     made = {path: module_of(record, path, reader) for path, record in structure["modules"].items()}
     made.update({path: nn.Identity() for path in structure["identities"]})

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quantization.backends import native_linear
 from quantization.nn.modes.automatic_pack import AUTOMATIC_STATE, AutomaticPack
 from quantization.nn.recurrent.packed import CellWeights, cell_params
 
@@ -54,11 +55,19 @@ def _wide(weight: Any) -> Any:
 
 def _read_pair(module: Any) -> dict[str, Any]:
     weight, bias, *block = module._weight_bias()
-    return {"weight": _narrow(weight), "bias": bias, "block": block}
+    native = getattr(module, "_native", None) is not None
+    return {"weight": _narrow(weight), "bias": bias, "block": block, "native": native}
 
 
 def _pack_pair(module: Any, values: dict[str, Any]) -> None:
-    module.set_weight_bias(_wide(values["weight"]), values["bias"], *values["block"])
+    weight, bias = _wide(values["weight"]), values["bias"]
+    # Files of before there was a choice do not say which pack the layer used.
+    wanted = values.get("native", False) and torch.backends.quantized.engine == "x86"
+    native = native_linear.pack(weight, bias) if wanted else None
+    if native is None:
+        module.set_weight_bias(weight, bias, *values["block"])
+    else:
+        module._keep_native(native)
 
 
 def _read_rows(module: Any) -> dict[str, Any]:

@@ -58,30 +58,34 @@ class Writer:
                 f"the tensor '{key}' is on the meta device or sparse, so it has no plain values"
             )
         if not value.is_quantized:
-            self._put(key, value)
+            self._put(key, _own_copy(value))
             return {"tensor": key}
         per_tensor = value.qscheme() == torch.per_tensor_affine
-        self._put(f"{key}.codes", codes_of(value))
+        self._put(f"{key}.codes", codes_of(value).contiguous())  # already a copy
         if per_tensor:
             self._put(f"{key}.scale", torch.tensor(value.q_scale(), dtype=torch.float64))
             self._put(f"{key}.zero_point", torch.tensor(value.q_zero_point()))
         else:
-            self._put(f"{key}.scale", value.q_per_channel_scales())
-            self._put(f"{key}.zero_point", value.q_per_channel_zero_points())
+            self._put(f"{key}.scale", _own_copy(value.q_per_channel_scales()))
+            self._put(f"{key}.zero_point", _own_copy(value.q_per_channel_zero_points()))
         axis = 0 if per_tensor else value.q_per_channel_axis()
         return {"quantized": key, "dtype": str(value.dtype), "qscheme": str(value.qscheme()), "axis": axis}
 
     def _put(self, key: str, value: Tensor) -> None:
         if key in self.tensors:
             raise CannotStore(f"two tensors would be called '{key}'")
-        # A copy of its own: files hold no two tensors that share memory.
-        self.tensors[key] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        self.tensors[key] = value
+
+
+def _own_copy(value: Tensor) -> Tensor:
+    """Files hold no two tensors that share memory."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 class Reader:
-    """Turns json back into values, with the tensors of a file."""
+    """Turns json back into values, with the tensors of a file, from which it takes the codes it has used."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._tensors = tensors
 
     def value(self, form: Any) -> Any:
@@ -108,6 +112,7 @@ class Reader:
             joined = _joined(*parts, dtype=dtype, qscheme=qscheme, axis=form.get("axis"))
             if joined.dtype != dtype:
                 raise ValueError(f"codes of {joined.dtype} for {dtype}")
+            del parts, self._tensors[f"{key}.codes"]
             return joined
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]

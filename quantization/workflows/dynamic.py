@@ -46,11 +46,13 @@ def quantize_dynamic(
         dtype: `torch.qint8`, `torch.float16`, or for embeddings `torch.quint8` and `torch.quint4x2`.
         mapping: from float types to dynamic types; default `get_default_dynamic_quant_module_mappings()`
             and, beyond torch.ao, `nn.RNN`.
-        inplace: change `model` itself. Use the return value either way: a bare `nn.Linear` is replaced.
+        inplace: change `model` itself; each float weight goes when its layer is made. Use the return value
+            either way: a bare `nn.Linear` is replaced.
         strict: raise if a key of `qconfig_spec` matches nothing or nothing is quantized, instead of warning.
 
     Raises:
         QuantizationError: an unknown `dtype`, or a module that cannot be quantized; `model` is as before.
+            Only an interrupt or lack of memory can leave it, in place, with some layers quantized.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> quantized = quantize_dynamic(model, {nn.Linear})

@@ -157,7 +157,8 @@ def convert(
         strict: raise where a warning would name modules that were not prepared or saw no data.
 
     Raises:
-        QuantizationError: names the module and the cure; `module` is then as before.
+        QuantizationError: names the module and the cure; `module` is then as before. Only an interrupt or
+            lack of memory can leave it, in place, with some layers quantized.
     """
     check_model(module)
     _check_calibrated(module, mapping, is_reference, strict)
