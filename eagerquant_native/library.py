@@ -30,8 +30,14 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack": (_P, _P, _P, _I, _I, _I, _P),
     "unpack": (_P, _P),
     "linear_dynamic": (_P, _P, _I, _I, _P),
+    "recurrent_dynamic": (_P, _P, _P, _I, _I, _I, _P, _P, _P, _P, _I),
+    "recurrent_functions": (_P, _P, _I, _P, _P),
 }
-_RESULTS: dict[str, Any] = {"pack_size": _I, "linear_dynamic": ctypes.c_int32}
+_RESULTS: dict[str, Any] = {
+    "pack_size": _I,
+    "linear_dynamic": ctypes.c_int32,
+    "recurrent_dynamic": ctypes.c_int32,
+}
 
 
 @functools.cache
