@@ -38,7 +38,7 @@ LEVELS = {
 }
 # No contraction to fused multiply-add: kernels promise torch's results bit for bit.
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-          "-ffp-contract=off", "-Wno-maybe-uninitialized"]  # fmt: skip
+          "-ffp-contract=off", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # fmt: skip
 
 
 def interface() -> str:

@@ -1,0 +1,148 @@
+"""Dynamic LSTM and GRU layers by compiled kernels, with the bits of torch's own operators.
+
+A step needs exp and tanh, and those of torch's vector library are in torch itself: the kernels are handed their
+addresses. Where torch has none under these names, or they give other bits than its operators, as is tried on
+first use, layers run on torch's operators as before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eagerquant_native import kernel
+from eagerquant_native.library import is_plain
+
+# Those whose numbers the kernels have.
+_ENGINES = ("x86", "fbgemm")
+# As the kernels have them: units of a block, and flags.
+_UNITS = 16
+_REDUCE_RANGE, _REVERSE = 1, 1 << 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The packed weights of one layer and direction."""
+
+    weight_ih: Tensor
+    weight_hh: Tensor
+    hidden: int
+    flags: int
+
+
+def pack_cell(
+    weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, reduce_range: bool
+) -> Cell | None:
+    """Pack qint8 weights of shape (gates * hidden, ...) and float biases; None if they are not symmetric."""
+    if not (_is_symmetric(weight_ih) and _is_symmetric(weight_hh)):
+        return None
+    hidden = weight_hh.size(1)
+    flags = _REDUCE_RANGE if reduce_range else 0
+    return Cell(_packed(weight_ih, bias_ih, hidden), _packed(weight_hh, bias_hh, hidden), hidden, flags)
+
+
+def _is_symmetric(weight: Tensor) -> bool:
+    if weight.dtype != torch.qint8:
+        return False
+    if weight.qscheme() == torch.per_tensor_affine:
+        return weight.q_zero_point() == 0
+    return weight.q_per_channel_axis() == 0 and not weight.q_per_channel_zero_points().any()
+
+
+def _packed(weight: Tensor, bias: Tensor, hidden: int) -> Tensor:
+    per_channel = weight.qscheme() != torch.per_tensor_affine
+    scales = weight.q_per_channel_scales() if per_channel else torch.tensor([weight.q_scale()])
+    scales = scales.double()
+    codes, bias = _interleaved(weight.int_repr(), hidden), _interleaved(bias.float(), hidden)
+    scales = _interleaved(scales, hidden) if per_channel else scales
+    n, k, channels = codes.size(0), codes.size(1), scales.numel()
+    pack_size, pack = _required("pack_size"), _required("pack")
+    packed = torch.empty(pack_size(n, k, channels), dtype=torch.uint8)
+    pack(codes.data_ptr(), scales.data_ptr(), bias.data_ptr(), n, k, channels, packed.data_ptr())
+    return packed
+
+
+def _required(name: str) -> Callable[..., Any]:
+    """A kernel of a library that has others."""
+    found = kernel(name)
+    if found is None:
+        raise RuntimeError(f"the compiled library has no kernel {name!r}")
+    return found
+
+
+def _interleaved(rows: Tensor, hidden: int) -> Tensor:
+    """Rows (gates * hidden, ...) in blocks of 64: 16 units by four gates; what there is none of is zero."""
+    gates, rest = rows.size(0) // hidden, rows.shape[1:]
+    blocks = -(-hidden // _UNITS)
+    filled = rows.new_zeros(4, blocks * _UNITS, *rest)
+    filled[:gates, :hidden] = rows.reshape(gates, hidden, *rest)
+    return filled.reshape(4, blocks, _UNITS, *rest).transpose(0, 1).reshape(-1, *rest).contiguous()
+
+
+def can_run(tensors: list[Tensor]) -> bool:
+    """Whether the kernels stand for torch's operators on these tensors, here and now."""
+    if not all(is_plain(x) and x.dtype == torch.float32 and x.numel() for x in tensors):
+        return False
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return False
+    return torch.backends.quantized.engine in _ENGINES and functions() is not None
+
+
+def run_cell(
+    cell: Cell, x: Tensor, starts: Tensor, hidden: Tensor, memory: Tensor | None, out: Tensor, reverse: bool
+) -> bool:
+    """Run one layer in one direction over time; False, with nothing of use, if a value is not finite.
+
+    Args:
+        x: the rows of all steps, contiguous, float32.
+        starts: the first row of each step, and their end, int64; the state has the rows of the first step.
+        hidden: the state (rows, hidden), contiguous; replaced by the last one.
+        memory: the cell state of an LSTM, likewise.
+        out: h of each row, a view whose last axis is dense.
+        reverse: run from the last step to the first.
+    """
+    gates = x.new_empty(x.size(0), 4 * _UNITS * -(-cell.hidden // _UNITS))
+    linear, steps = _required("linear_dynamic"), _required("recurrent_dynamic")
+    if linear(cell.weight_ih.data_ptr(), x.data_ptr(), x.size(0), cell.flags, gates.data_ptr()):
+        return False
+    failed = steps(
+        cell.weight_hh.data_ptr(), gates.data_ptr(), starts.data_ptr(), starts.numel() - 1, cell.hidden,
+        cell.flags | (_REVERSE if reverse else 0), functions(), hidden.data_ptr(),
+        None if memory is None else memory.data_ptr(), out.data_ptr(), out.stride(0),
+    )  # fmt: skip
+    return not failed
+
+
+@functools.cache
+def functions() -> Any:
+    """Addresses of torch's exp and tanh as the kernels take them, or None."""
+    if kernel("recurrent_functions") is None:
+        return None
+    try:
+        torch_itself = ctypes.CDLL(torch._C.__file__)
+        found = [torch_itself._ZGVeN16v_Sleef_expf_u10, torch_itself.vmsTanh]
+    except (OSError, AttributeError):
+        return None
+    # High accuracy, denormal numbers kept, no error reports.
+    mode = 0x2 | 0x140000 | 0x100
+    record = (ctypes.c_int64 * 3)(*(ctypes.cast(each, ctypes.c_void_p).value for each in found), mode)
+    return record if _agree(record) else None
+
+
+def _agree(record: Any) -> bool:
+    """Whether they give the bits of torch's operators, to the end of a row, where torch changes its way."""
+    run = _required("recurrent_functions")
+    spread = torch.linspace(-30, 30, 64 * 63).reshape(63, 64)
+    rows = torch.cat([spread, torch.tensor([0.0, -0.0, 1e-40, -1e-10, 100, -100, -88, 10]).repeat(1, 8)])
+    for row in [rows.T.contiguous().reshape(-1), *rows[:, :63]]:
+        x, y, z = row.clone(), torch.empty_like(row), torch.empty_like(row)
+        run(record, x.data_ptr(), x.numel(), y.data_ptr(), z.data_ptr())
+        if not (torch.equal(y, x.sigmoid()) and torch.equal(z, x.tanh())):
+            return False
+    return True
