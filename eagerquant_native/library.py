@@ -30,8 +30,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack": (_P, _P, _P, _I, _I, _I, _P),
     "unpack": (_P, _P),
     "linear_dynamic": (_P, _P, _I, _I, _P),
-    "recurrent_dynamic": (_P, _P, _P, _I, _I, _I, _P, _P, _P, _P, _I),
-    "recurrent_functions": (_P, _P, _I, _P, _P),
+    "recurrent_dynamic": (_P, _P, _P, _I, _I, _I, _P, _P, _P, _I),
+    "gate_functions": (_P, _I, _P, _P),
 }
 _RESULTS: dict[str, Any] = {
     "pack_size": _I,
