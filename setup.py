@@ -35,6 +35,7 @@ LEVELS = {
     "pack": ("portable",),
     "linear": ("vnni", "amx"),
     "recurrent": ("vnni", "amx"),
+    "lstm_static": ("vnni", "amx"),
 }
 # No contraction to fused multiply-add: kernels promise torch's results bit for bit.
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",

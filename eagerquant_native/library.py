@@ -31,6 +31,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "unpack": (_P, _P),
     "linear_dynamic": (_P, _P, _I, _I, _P),
     "recurrent_dynamic": (_P, _P, _P, _I, _I, _I, _P, _P, _P, _I),
+    "lstm_static": (_P,),
     "gate_functions": (_P, _I, _P, _P),
 }
 _RESULTS: dict[str, Any] = {

@@ -17,9 +17,9 @@ from eagerquant_native import kernel
 from eagerquant_native.library import is_plain
 
 # Those whose numbers the kernels have.
-_ENGINES = ("x86", "fbgemm")
+ENGINES = ("x86", "fbgemm")
 # As the kernels have them: units of a block, and flags.
-_UNITS = 16
+UNITS = 16
 _REDUCE_RANGE, _REVERSE = 1, 1 << 8
 
 
@@ -37,14 +37,15 @@ def pack_cell(
     weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor, reduce_range: bool
 ) -> Cell | None:
     """Pack qint8 weights of shape (gates * hidden, ...) and float biases; None if they are not symmetric."""
-    if not (_is_symmetric(weight_ih) and _is_symmetric(weight_hh)):
+    if not (is_symmetric(weight_ih) and is_symmetric(weight_hh)):
         return None
     hidden = weight_hh.size(1)
     flags = _REDUCE_RANGE if reduce_range else 0
     return Cell(_packed(weight_ih, bias_ih, hidden), _packed(weight_hh, bias_hh, hidden), hidden, flags)
 
 
-def _is_symmetric(weight: Tensor) -> bool:
+def is_symmetric(weight: Tensor) -> bool:
+    """Whether a weight is qint8 with zero points of 0, per tensor or per row."""
     if weight.dtype != torch.qint8:
         return False
     if weight.qscheme() == torch.per_tensor_affine:
@@ -55,17 +56,21 @@ def _is_symmetric(weight: Tensor) -> bool:
 def _packed(weight: Tensor, bias: Tensor, hidden: int) -> Tensor:
     per_channel = weight.qscheme() != torch.per_tensor_affine
     scales = weight.q_per_channel_scales() if per_channel else torch.tensor([weight.q_scale()])
-    scales = scales.double()
-    codes, bias = _interleaved(weight.int_repr(), hidden), _interleaved(bias.float(), hidden)
-    scales = _interleaved(scales, hidden) if per_channel else scales
-    n, k, channels = codes.size(0), codes.size(1), scales.numel()
-    pack_size, pack = _required("pack_size"), _required("pack")
-    packed = torch.empty(pack_size(n, k, channels), dtype=torch.uint8)
-    pack(codes.data_ptr(), scales.data_ptr(), bias.data_ptr(), n, k, channels, packed.data_ptr())
-    return packed
+    scales = interleaved(scales.double(), hidden) if per_channel else scales.double()
+    return packed(weight.int_repr(), scales, interleaved(bias.float(), hidden), hidden)
 
 
-def _required(name: str) -> Callable[..., Any]:
+def packed(codes: Tensor, scales: Tensor, bias: Tensor | None, hidden: int) -> Tensor:
+    """A pack of int8 rows (gates * hidden, k), with scales and bias of rows that are interleaved already."""
+    rows = interleaved(codes, hidden)
+    n, k, channels = rows.size(0), rows.size(1), scales.numel()
+    block = torch.empty(required("pack_size")(n, k, channels), dtype=torch.uint8)
+    at_bias = None if bias is None else bias.data_ptr()
+    required("pack")(rows.data_ptr(), scales.data_ptr(), at_bias, n, k, channels, block.data_ptr())
+    return block
+
+
+def required(name: str) -> Callable[..., Any]:
     """A kernel of a library that has others."""
     found = kernel(name)
     if found is None:
@@ -73,13 +78,13 @@ def _required(name: str) -> Callable[..., Any]:
     return found
 
 
-def _interleaved(rows: Tensor, hidden: int) -> Tensor:
+def interleaved(rows: Tensor, hidden: int) -> Tensor:
     """Rows (gates * hidden, ...) in blocks of 64: 16 units by four gates; what there is none of is zero."""
     gates, rest = rows.size(0) // hidden, rows.shape[1:]
-    blocks = -(-hidden // _UNITS)
-    filled = rows.new_zeros(4, blocks * _UNITS, *rest)
+    blocks = -(-hidden // UNITS)
+    filled = rows.new_zeros(4, blocks * UNITS, *rest)
     filled[:gates, :hidden] = rows.reshape(gates, hidden, *rest)
-    return filled.reshape(4, blocks, _UNITS, *rest).transpose(0, 1).reshape(-1, *rest).contiguous()
+    return filled.reshape(4, blocks, UNITS, *rest).transpose(0, 1).reshape(-1, *rest).contiguous()
 
 
 def can_run(tensors: list[Tensor]) -> bool:
@@ -88,7 +93,7 @@ def can_run(tensors: list[Tensor]) -> bool:
         return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return False
-    return torch.backends.quantized.engine in _ENGINES and kernel("recurrent_dynamic") is not None
+    return torch.backends.quantized.engine in ENGINES and kernel("recurrent_dynamic") is not None
 
 
 def run_cell(
@@ -104,8 +109,8 @@ def run_cell(
         out: h of each row, a view whose last axis is dense.
         reverse: run from the last step to the first.
     """
-    gates = x.new_empty(x.size(0), 4 * _UNITS * -(-cell.hidden // _UNITS))
-    linear, steps = _required("linear_dynamic"), _required("recurrent_dynamic")
+    gates = x.new_empty(x.size(0), 4 * UNITS * -(-cell.hidden // UNITS))
+    linear, steps = required("linear_dynamic"), required("recurrent_dynamic")
     if linear(cell.weight_ih.data_ptr(), x.data_ptr(), x.size(0), cell.flags, gates.data_ptr()):
         return False
     failed = steps(
@@ -114,4 +119,3 @@ def run_cell(
         None if memory is None else memory.data_ptr(), out.data_ptr(), out.stride(0),
     )  # fmt: skip
     return not failed
-
