@@ -29,7 +29,8 @@ class _Arguments(ctypes.Structure):
     _fields_ = (
         ("pack", _POINTER), ("multiplier", _POINTER), ("offset", _POINTER),
         ("h_zero_point", _NUMBER), ("zero_point", _NUMBER * GATES),
-        ("gate", _POINTER * GATES), ("kept", _POINTER), ("added", _POINTER), ("cell", _POINTER), ("result", _POINTER),
+        ("gate", _POINTER * GATES), ("kept", _POINTER), ("added", _POINTER), ("cell", _POINTER),
+        ("result", _POINTER),
         ("inputs", _POINTER * GATES), ("input_stride", _NUMBER),
         ("steps", _NUMBER), ("rows", _NUMBER), ("hidden", _NUMBER),
         ("h", _POINTER), ("c", _POINTER), ("out", _POINTER),
@@ -128,13 +129,14 @@ def qparams_of(x: Tensor) -> QParams:
     return x.q_scale(), x.q_zero_point()
 
 
-def can_run(tensors: list[Tensor]) -> bool:
-    """Whether the kernel stands for torch's operators on these tensors, here and now."""
-    return (
-        all(is_plain(x) and x.dtype == torch.quint8 and x.numel() > 0 for x in tensors)
-        and torch.backends.quantized.engine in native_recurrent.ENGINES
-        and kernel("lstm_static") is not None
-    )
+def are_codes(tensors: list[Tensor]) -> bool:
+    """Whether these are ordinary quint8 tensors with something in them, and nobody records what is done."""
+    return all(x.dtype == torch.quint8 and x.numel() > 0 and is_plain(x) for x in tensors)
+
+
+def has_kernel() -> bool:
+    """Whether the kernel stands for the operators of the selected engine."""
+    return torch.backends.quantized.engine in native_recurrent.ENGINES and kernel("lstm_static") is not None
 
 
 def run(cell: Cell, inputs: list[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +147,7 @@ def run(cell: Cell, inputs: list[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor,
         inputs: the input's part of the gates, contiguous, (steps, rows, 4 * hidden) or four of a quarter.
         h, c: the states before, contiguous, (rows, hidden).
     """
-    steps, rows, width = inputs[0].shape
+    steps, rows = inputs[0].shape[:2]
     out = torch._empty_affine_quantized(
         (steps, rows, cell.hidden), scale=cell.h[0], zero_point=cell.h[1], dtype=torch.quint8
     )
@@ -160,7 +162,8 @@ def run(cell: Cell, inputs: list[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor,
 
 
 def _call(
-    cell: Cell, entering: Entering, inputs: list[Tensor], h: Tensor, c: Tensor, out: Tensor, steps: tuple[int, int]
+    cell: Cell, entering: Entering, inputs: list[Tensor], h: Tensor, c: Tensor, out: Tensor,
+    steps: tuple[int, int],
 ) -> None:  # fmt: skip
     width, rows, begin = inputs[0].size(-1), c.size(0), steps[0]
     if len(inputs) == 1:

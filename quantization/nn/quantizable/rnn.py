@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from quantization.backends import torch_quantized as q
 from quantization.errors import Unsupported, notify
 from quantization.markers import Composite
-from quantization.nn.quantizable import native
+from quantization.nn.quantizable import over_time
 from quantization.nn.quantizable.cell import LSTMCell
 from quantization.nn.quantizable.parts import (
     prepare_parts,
@@ -79,7 +79,7 @@ class _LSTMSingleLayer(nn.Module):
         if x.shape[0] == 0:
             raise ValueError("LSTM: expected a sequence length larger than 0")
         if not torch.jit.is_scripting():
-            found = native.run(self.cell, x, hidden)
+            found = over_time.run(self.cell, x, hidden)
             if found is not None:
                 return found
         h, c = self.cell(x[0], hidden)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from quantization.backends import native_recurrent as kernels
 
-# Packed again for the kernels on the first call, beside the record that it comes from: nothing of it is on the
-# module, so that copies, pickles and checkpoints are what they are without it.
+# Packed again for the kernels on the first call, beside the record that it comes from. Nothing of it is on
+# the module, so that copies, pickles and checkpoints are what they are without it.
 _cells: weakref.WeakKeyDictionary[Any, tuple[Any, kernels.Cell | None]] = weakref.WeakKeyDictionary()
 
 

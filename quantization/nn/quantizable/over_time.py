@@ -1,4 +1,8 @@
-"""A converted LSTM on a compiled kernel, where that stands for the parts it is made of."""
+"""A converted LSTM cell over time: the input of all steps at once, then a compiled kernel or torch's operators.
+
+What runs here has the numbers of `LSTMCell.forward` called step by step. That remains for cells of other
+parts than those `convert` makes, for observed ones, and where somebody watches the parts.
+"""
 
 from __future__ import annotations
 
@@ -9,87 +13,99 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
-from quantization.backends import native_lstm as kernels
+from quantization.backends import native_lstm as kernels, torch_quantized as q
 from quantization.nn.functional_modules import QFunctional
 
 GATES = ("input", "forget", "cell", "output")
 _ACTIVATIONS = ("input_gate", "forget_gate", "cell_gate", "output_gate")
 _ARITHMETIC = ("fgate_cx", "igate_cgate", "fgate_cx_igate_cgate", "ogate_cy")
+_KINDS = (nn.Sigmoid, nn.Sigmoid, nn.Tanh, nn.Sigmoid)
+_METHODS = {"forward", "initialize_hidden", "add", "mul"}
 _LINEAR = "quantization.nn.quantized.Linear"  # by name, because its module imports this one
 
-# What the kernel needs, made on the first call and again when a part has other numbers. Nothing of it is on the
-# module, so that copies, pickles and checkpoints are what they are without it.
+# What the kernel needs, made on the first call and again when a part has other numbers. Nothing of it is on
+# the module, so that copies, pickles and checkpoints are what they are without it.
 _cells: weakref.WeakKeyDictionary[Any, tuple[Any, kernels.Cell | None]] = weakref.WeakKeyDictionary()
 
 
 def run(
     cell: Any, x: Tensor, hidden: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
-    """Hidden states over time and the last state, or None where the cell is to be run step by step.
+    """Hidden states over time and the last state, or None where the cell is to be called step by step.
 
     Args:
         cell: an `LSTMCell`, whatever it is made of.
         x: (T, N, input_size).
         hidden: hidden and cell state (N, hidden_size), or None for those that the cell starts with.
     """
-    if not x.is_quantized or x.dim() != 3 or not kernels.can_run([x]) or not _is_as_converted(cell):
+    if x.dim() != 3 or not kernels.are_codes([x]) or not _is_as_converted(cell):
         return None
     h, c = cell.initialize_hidden(x.shape[1], True) if hidden is None else hidden
     expected = (x.shape[1], cell.hidden_size)
-    if h.shape != expected or c.shape != expected or not kernels.can_run([h, c]):
+    if h.shape != expected or c.shape != expected or not kernels.are_codes([h, c]):
         return None
-    found = _known(cell)
+    # Each row of a product stands for itself, so all steps can be one.
+    inputs = [linear(x) for linear in _linears(cell.igates)]
+    found = _known(cell) if kernels.has_kernel() else None
     if found is None:
-        return None
-    linears = _linears(cell.igates)
-    inputs = [linear(x).contiguous() for linear in linears]
-    output, memory = kernels.run(found, inputs, h.contiguous(), c.contiguous())
+        return _steps(cell, inputs, h, c)
+    output, memory = kernels.run(
+        found, [part.contiguous() for part in inputs], h.contiguous(), c.contiguous()
+    )
     return output, (output[-1], memory)
+
+
+def _steps(cell: Any, inputs: list[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The same by torch's operators."""
+    linears = [
+        (each._packed_params._packed_params, each.scale, each.zero_point) for each in _linears(cell.hgates)
+    ]
+    sums, linear = [_numbers(each) for each in _linears(cell.gates)], q.LINEAR.run
+    kept, added, total, result = (_numbers(getattr(cell, name)) for name in _ARITHMETIC)
+    output: list[Tensor] = []
+    for step in zip(*(part.unbind(0) for part in inputs), strict=True):
+        parts = [q.add(x, linear(h, *how), *to) for x, how, to in zip(step, linears, sums, strict=True)]
+        if len(parts) == 1:  # one call for three sigmoids costs less than the quarter that is not needed
+            i, f, _, o = torch.sigmoid(parts[0]).chunk(4, 1)
+            g = torch.tanh(parts[0].chunk(4, 1)[2])
+        else:
+            i, f, o = (torch.sigmoid(parts[k]) for k in (0, 1, 3))
+            g = torch.tanh(parts[2])
+        c = q.add(q.mul(f, c, *kept), q.mul(i, g, *added), *total)
+        h = q.mul(o, torch.tanh(c), *result)
+        output.append(h.unsqueeze(0))
+    return q.cat(output, 0, *result), (h, c)
 
 
 def _linears(gates: Any) -> list[Any]:
     return [gates[gate] for gate in GATES] if isinstance(gates, nn.ModuleDict) else [gates]
 
 
-def _sums(cell: Any) -> list[Any]:
-    return _linears(cell.gates)
-
-
 def _is_as_converted(cell: Any) -> bool:
     """Whether all parts are what `convert` made, and nobody watches them."""
-    arithmetic = [*_sums(cell), *(getattr(cell, name) for name in _ARITHMETIC)]
+    if _name(cell) != "quantization.nn.quantizable.cell.LSTMCell" or torch_module._has_any_global_hook():
+        return False
+    arithmetic = [*_linears(cell.gates), *(getattr(cell, name) for name in _ARITHMETIC)]
     linears = [*_linears(cell.igates), *_linears(cell.hgates)]
     activations = [getattr(cell, name) for name in _ACTIVATIONS]
     return (
-        f"{type(cell).__module__}.{type(cell).__qualname__}" == "quantization.nn.quantizable.cell.LSTMCell"
-        and all(
-            type(each) is QFunctional and type(each.activation_post_process) is nn.Identity
-            for each in arithmetic
-        )
-        and all(f"{type(each).__module__}.{type(each).__qualname__}" == _LINEAR for each in linears)
-        and all(type(each) in (nn.Sigmoid, nn.Tanh) for each in activations)
-        and not torch_module._has_any_global_hook()
-        and not any(
-            _is_watched(each)
-            for each in (
-                cell,
-                *arithmetic,
-                *linears,
-                *activations,
-                *(a.activation_post_process for a in arithmetic),
-            )
-        )
+        all(_name(each) == _LINEAR for each in linears)
+        and all(type(each) is kind for each, kind in zip(activations, _KINDS, strict=True))
+        and all(type(each) is QFunctional for each in arithmetic)
+        and all(type(each.activation_post_process) is nn.Identity for each in arithmetic)
+        and not any(map(_is_watched, [cell, *linears, *activations, *arithmetic]))
+        and not any(_is_watched(each.activation_post_process) for each in arithmetic)
     )
+
+
+def _name(module: Any) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _is_watched(module: nn.Module) -> bool:
     """Whether a call of the module does more, or other things, than its class says."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-    ) or not _REPLACED.isdisjoint(vars(module))
-
-
-_REPLACED = {"forward", "add", "mul"}
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+    return bool(hooks) or not _METHODS.isdisjoint(vars(module))
 
 
 def _known(cell: Any) -> kernels.Cell | None:
@@ -104,10 +120,9 @@ def _known(cell: Any) -> kernels.Cell | None:
 def _key(cell: Any) -> tuple[Any, ...]:
     """All that a cell's tables and weights follow from; packed weights are never changed in place."""
     linears = [*_linears(cell.igates), *_linears(cell.hgates)]
-    numbers = [*linears, *_sums(cell), *(getattr(cell, name) for name in _ARITHMETIC)]
-    activations = tuple(type(getattr(cell, name)) for name in _ACTIVATIONS)
+    numbers = [*linears, *_linears(cell.gates), *(getattr(cell, name) for name in _ARITHMETIC)]
     packed = tuple(id(linear._packed_params._packed_params) for linear in linears)
-    return (packed, activations, *((each.scale, each.zero_point) for each in numbers))
+    return (packed, *((each.scale, each.zero_point) for each in numbers))
 
 
 def _made(cell: Any) -> kernels.Cell | None:
