@@ -1,4 +1,4 @@
-"""A converted LSTM cell over time: the input of all steps at once, then a compiled kernel or torch's operators.
+"""A converted LSTM cell over time: the input of all steps at once, then a kernel or torch's operators.
 
 What runs here has the numbers of `LSTMCell.forward` called step by step. That remains for cells of other
 parts than those `convert` makes, for observed ones, and where somebody watches the parts.

@@ -74,4 +74,6 @@ def _cell(module: Any) -> kernels.Cell | None:
 def _packed(module: Any) -> kernels.Cell | None:
     weights = module.cell_weights()
     tensors = (weights.weight_ih, weights.weight_hh, weights.bias_ih, weights.bias_hh)
+    if not weights.weight_ih.is_quantized:
+        return None  # packed as float16
     return kernels.pack_cell(*tensors, reduce_range=module.reduce_range())
