@@ -98,7 +98,7 @@ def state_of(kind: str, *shape: int) -> Any:
 
 
 def steady(steps: int, batch: int, inputs: int = 6) -> Tensor:
-    """Input of which every step has the same range, so that a step alone has the codes it has in its place."""
+    """Input of which every step has the same range, so that a step alone has the same codes."""
     x = torch.rand(steps, batch, inputs) * 2 - 1
     x[..., 0], x[..., 1] = -1.0, 1.0
     return x
