@@ -7,6 +7,7 @@ the kernel looks them up. Only the product is computed, and requantized as FBGEM
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -122,6 +123,12 @@ def table(operator: Callable[[Tensor, Tensor], Tensor], first: QParams, second: 
     x = torch._make_per_tensor_quantized_tensor(codes.repeat_interleave(256), *first)
     y = torch._make_per_tensor_quantized_tensor(codes.repeat(256), *second)
     return operator(x, y).int_repr()
+
+
+def some_codes(shape: tuple[int, ...], qparams: QParams) -> Tensor:
+    """A quantized tensor of all kinds of codes, in no order; always the same."""
+    n = torch.arange(math.prod(shape)).reshape(shape)
+    return torch._make_per_tensor_quantized_tensor(((n * 97 + n // 7 * 31) % 256).to(torch.uint8), *qparams)
 
 
 def qparams_of(x: Tensor) -> QParams:

@@ -96,6 +96,15 @@ def can_run(tensors: list[Tensor]) -> bool:
     return torch.backends.quantized.engine in ENGINES and kernel("recurrent_dynamic") is not None
 
 
+def product(cell: Cell, hidden: Tensor) -> Tensor:
+    """The hidden state's part of the gates, interleaved; of float32 rows, contiguous and finite."""
+    out = hidden.new_empty(hidden.size(0), 4 * UNITS * -(-cell.hidden // UNITS))
+    required("linear_dynamic")(
+        cell.weight_hh.data_ptr(), hidden.data_ptr(), hidden.size(0), cell.flags, out.data_ptr()
+    )
+    return out
+
+
 def run_cell(
     cell: Cell, x: Tensor, starts: Tensor, hidden: Tensor, memory: Tensor | None, out: Tensor, reverse: bool
 ) -> bool:

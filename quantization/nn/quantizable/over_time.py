@@ -133,7 +133,23 @@ def _made(cell: Any) -> kernels.Cell | None:
     )
     if packed is None:
         return None
-    return kernels.Cell(packed[0], cell.hidden_size, packed[1], packed[2], *_tables(cell))
+    found = kernels.Cell(packed[0], cell.hidden_size, packed[1], packed[2], *_tables(cell))
+    return found if _agree(cell, found) else None
+
+
+def _agree(cell: Any, found: kernels.Cell) -> bool:
+    """Whether the kernel has the numbers of one step: weights stay with the engine that packed them."""
+    rows = max(16, 4096 // cell.hidden_size)  # engines differ in a few codes of a hundred
+    inputs = [
+        kernels.some_codes((1, rows, linear.out_features), _numbers(linear))
+        for linear in _linears(cell.igates)
+    ]
+    h, c = (kernels.some_codes((rows, cell.hidden_size), qparams) for qparams in (found.h, found.c))
+    by_kernel, by_operators = kernels.run(found, inputs, h, c), _steps(cell, inputs, h, c)
+    return all(
+        torch.equal(one.int_repr(), other.int_repr())
+        for one, other in ((by_kernel[0], by_operators[0]), (by_kernel[1], by_operators[1][1]))
+    )
 
 
 def _numbers(module: Any) -> kernels.QParams:

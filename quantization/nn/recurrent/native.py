@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantization.backends import native_recurrent as kernels
+from quantization.backends import native_recurrent as kernels, torch_quantized as q
 
 # Packed again for the kernels on the first call, beside the record that it comes from. Nothing of it is on
 # the module, so that copies, pickles and checkpoints are what they are without it.
@@ -76,4 +76,12 @@ def _packed(module: Any) -> kernels.Cell | None:
     tensors = (weights.weight_ih, weights.weight_hh, weights.bias_ih, weights.bias_hh)
     if not weights.weight_ih.is_quantized:
         return None  # packed as float16
-    return kernels.pack_cell(*tensors, reduce_range=module.reduce_range())
+    cell = kernels.pack_cell(*tensors, reduce_range=module.reduce_range())
+    return cell if cell is not None and _agree(module, cell) else None
+
+
+def _agree(module: Any, cell: kernels.Cell) -> bool:
+    """Whether the kernel has torch's numbers: weights stay with the engine that packed them."""
+    x = torch.linspace(-1, 1, 2 * cell.hidden).reshape(2, -1)
+    expected = q.linear_dynamic(x, module.packed_pair()[1], module.reduce_range())
+    return torch.equal(kernels.product(cell, x), kernels.interleaved(expected.T, cell.hidden).T)

@@ -118,6 +118,7 @@ def test_the_kernel_gives_the_numbers_of_the_cell(
     for hidden, batch in ((5, 1), (20, 3), (70, 9), (70, 33)):
         module, x = converted(hidden, split, **FORMS[form]), quant(torch.randn(4, batch, 6))
         size = 4 if module.batch_first else batch
+        module(x)  # where the kernel is tried
         for arguments in ((x,), (x, state_of(module, size))):
             result, calls = counted("kernel", module, *arguments)
             assert calls == module.num_layers * (2 if module.bidirectional else 1)
@@ -125,17 +126,14 @@ def test_the_kernel_gives_the_numbers_of_the_cell(
     assert_identical(module(x[0]), by_steps(module, x[0]))  # one sequence, without a batch
 
 
-@pytest.mark.parametrize("engine_of_weights", ["onednn", "qnnpack"])
-def test_weights_packed_by_other_engines_have_their_numbers(engine_of_weights: str) -> None:
-    if engine_of_weights not in torch.backends.quantized.supported_engines:
-        pytest.skip(f"no {engine_of_weights} here")
-    before = torch.backends.quantized.engine
-    try:
-        torch.backends.quantized.engine = engine_of_weights
-        module, x = converted(20, engine=engine_of_weights), quant(torch.randn(4, 3, 6))
+@pytest.mark.usefixtures("fbgemm")
+def test_weights_keep_the_numbers_of_the_engine_that_packed_them(engine: str) -> None:
+    module, x = converted(20, engine=engine), quant(torch.randn(4, 3, 6))
+    runs_here = engine in native_recurrent.ENGINES
+    if not runs_here:
         assert counted("kernel", module, x)[1] == 0
-    finally:
-        torch.backends.quantized.engine = before
+    torch.backends.quantized.engine = "fbgemm"
+    assert_identical(module(x), by_steps(module, x))
 
 
 def cell_of(module: Any) -> Any:

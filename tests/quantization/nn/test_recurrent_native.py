@@ -212,6 +212,13 @@ def test_other_engines_and_float16_stay_torchs(engine: str, kind: str) -> None:
 
 
 @each_kind
+def test_weights_stay_with_the_engine_that_packed_them(engine: str, kind: str) -> None:
+    layer, x = made(kind, 20), torch.randn(1, 2, 6)
+    torch.backends.quantized.engine = "fbgemm"
+    assert_near(layer(x), by_torch(layer, x), ULPS)
+
+
+@each_kind
 def test_gradients_and_dropout_are_left_to_torch(kind: str) -> None:
     layer, x = made(kind, 20), torch.randn(3, 2, 6)
     state = state_of(kind, 1, 2, 20)
