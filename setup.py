@@ -40,10 +40,12 @@ LEVELS = {
     "linear": ("vnni", "amx"),
     "histogram": ANY,
     "histogram_search": ANY,
+    "recurrent": ("vnni", "amx"),
+    "lstm_static": ("vnni", "amx"),
 }
 # No contraction to fused multiply-add: kernels promise torch's results bit for bit.
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-          "-ffp-contract=off", "-g0", "-Wno-maybe-uninitialized"]  # fmt: skip
+          "-ffp-contract=off", "-g0", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]  # fmt: skip
 
 
 def interface() -> str:

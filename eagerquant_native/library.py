@@ -97,7 +97,6 @@ def is_plain(x: torch.Tensor) -> bool:
     return (
         type(x) in _PLAIN_TYPES
         and x.is_cpu
-        and not x.is_quantized
         and x.layout is torch.strided
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()

@@ -54,4 +54,7 @@ SIGNATURES: dict[str, Signature] = {
     "pack": _takes(_P, _P, _P, _I, _I, _I, _P),
     "unpack": _takes(_P, _P, _P, _P),
     "linear_dynamic": _takes(_P, _P, _I, _I, _P, gives=_BOOL),
+    "recurrent_dynamic": _takes(_P, _P, _P, _I, _I, _I, _P, _P, _P, _I, gives=_BOOL),
+    "lstm_static": _takes(_P),
+    "gate_functions": _takes(_P, _I, _P, _P),
 }

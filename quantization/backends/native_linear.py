@@ -6,6 +6,9 @@ so it is copied like any tensor. The kernel wants a CPU with VNNI and takes AMX 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,29 +34,37 @@ def pack(weight: Tensor, bias: Tensor | None) -> Tensor | None:
 
     It takes symmetric weights: zero points of 0, one scale, or one for each output.
     """
-    make = kernel("pack")
-    if _RUN is None or make is None or not weight.is_quantized or weight.numel() == 0:
-        return None
-    scales = _symmetric_scales(weight)
+    scales = symmetric_scales(weight) if _RUN is not None else None
     if scales is None:
         return None
-    n, k = weight.shape
-    weight = weight.contiguous()
-    bias = None if bias is None else bias.detach().float().contiguous()
-    per_channel = int(weight.qscheme() != torch.per_tensor_affine)
-    packed = torch.empty(_size(n, k, per_channel), dtype=torch.uint8)
-    make(
-        weight.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr(), n, k, per_channel,
-        packed.data_ptr(),
-    )  # fmt: skip
+    return pack_codes(weight, scales, None if bias is None else bias.detach().float())
+
+
+def pack_codes(codes: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """The pack of int8 or qint8 codes of shape (out, in); scales of float64, 0-d or one for each output."""
+    n, k = codes.shape
+    codes, bias = codes.contiguous(), None if bias is None else bias.contiguous()
+    per_channel = scales.dim()
+    packed = torch.empty(required("pack_size")(n, k, per_channel), dtype=torch.uint8)
+    at_bias = None if bias is None else bias.data_ptr()
+    required("pack")(codes.data_ptr(), scales.data_ptr(), at_bias, n, k, per_channel, packed.data_ptr())
     return packed
 
 
-def _symmetric_scales(weight: Tensor) -> Tensor | None:
-    if weight.dtype != torch.qint8 or weight.dim() != 2:
+def required(name: str) -> Callable[..., Any]:
+    """A kernel of a library that has others."""
+    found = kernel(name)
+    if found is None:
+        raise RuntimeError(f"the compiled library has no kernel {name!r}")
+    return found
+
+
+def symmetric_scales(weight: Tensor) -> Tensor | None:
+    """The scales of a qint8 matrix with zero points of 0: float64, 0-d, or one for each row; else None."""
+    if weight.dtype != torch.qint8 or weight.dim() != 2 or weight.numel() == 0:
         return None
     if weight.qscheme() == torch.per_tensor_affine:
-        return torch.tensor([weight.q_scale()], dtype=torch.float64) if weight.q_zero_point() == 0 else None
+        return torch.tensor(weight.q_scale(), dtype=torch.float64) if weight.q_zero_point() == 0 else None
     if weight.qscheme() != torch.per_channel_affine or weight.q_per_channel_axis() != 0:
         return None
     if bool(weight.q_per_channel_zero_points().any()):
@@ -61,19 +72,12 @@ def _symmetric_scales(weight: Tensor) -> Tensor | None:
     return weight.q_per_channel_scales().double().contiguous()
 
 
-def _size(n: int, k: int, per_channel: int) -> int:
-    measure = kernel("pack_size")
-    return 0 if measure is None else measure(n, k, per_channel)
-
-
 def unpack(packed: Tensor) -> tuple[Tensor, Tensor | None]:
     """The weight and the bias in a pack."""
     n, k, per_channel, has_bias = packed[:32].view(torch.int64).tolist()
     codes, bias = torch.empty(n, k, dtype=torch.int8), torch.empty(n)
     scales = torch.empty(n if per_channel else 1, dtype=torch.float64)
-    read = kernel("unpack")
-    if read is not None:
-        read(packed.data_ptr(), codes.data_ptr(), scales.data_ptr(), bias.data_ptr())
+    required("unpack")(packed.data_ptr(), codes.data_ptr(), scales.data_ptr(), bias.data_ptr())
     if per_channel:
         zeros = torch.zeros(n, dtype=torch.int64)
         weight = torch._make_per_channel_quantized_tensor(codes, scales, zeros, 0)
@@ -120,6 +124,8 @@ def run(packed: Tensor, x: Tensor, flags: int, in_features: int, out_features: i
     if _RUN is None or rows == 0:
         return None
     if x.dtype is not torch.float32:
+        if not x.is_floating_point():
+            return None
         x = x.to(torch.float32)
     if not x.is_contiguous():
         x = x.contiguous()

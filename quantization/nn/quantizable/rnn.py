@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from quantization.backends import torch_quantized as q
 from quantization.errors import Unsupported, notify
 from quantization.markers import Composite
+from quantization.nn.quantizable import over_time
 from quantization.nn.quantizable.cell import LSTMCell
 from quantization.nn.quantizable.parts import (
     prepare_parts,
@@ -77,6 +78,10 @@ class _LSTMSingleLayer(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if x.shape[0] == 0:
             raise ValueError("LSTM: expected a sequence length larger than 0")
+        if not torch.jit.is_scripting():
+            found = over_time.run(self.cell, x, hidden)
+            if found is not None:
+                return found
         h, c = self.cell(x[0], hidden)
         result = [h]
         for step in range(1, x.shape[0]):

@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from quantization.backends import torch_quantized as q
 from quantization.errors import InvalidRequest
+from quantization.nn.recurrent import native
 from quantization.nn.recurrent.base import RNNBase
 from quantization.nn.recurrent.cells import ProjectedLSTMCell, RNNCell
 from quantization.nn.recurrent.packed import CellWeights
@@ -52,6 +53,10 @@ class LSTM(RNNBase, source=nn.LSTM):
         if self.stepwise:
             return self._unrolled(input, states, batch_sizes)
         else:
+            if not torch.jit.is_scripting():
+                found = native.run(self, input, states, batch_sizes)
+                if found is not None:
+                    return found
             params = [cell.param for cell in self._all_weight_values]
             if batch_sizes is None:
                 output, hidden, cell = q.lstm(
@@ -219,6 +224,10 @@ class GRU(_OneState, source=nn.GRU):
 
     def _states(self, input: Tensor, hidden: Tensor, batch_sizes: Tensor | None) -> tuple[Tensor, Tensor]:
         """Output and hidden state from a hidden state of shape (layers * directions, N, hidden_size)."""
+        if not torch.jit.is_scripting():
+            found = native.run(self, input, [hidden], batch_sizes)
+            if found is not None:
+                return found[0], found[1][0]
         params = [cell.param for cell in self._all_weight_values]
         if batch_sizes is None:
             output, hidden = q.gru(

@@ -198,6 +198,10 @@ class PackedParameter(ExternalCode, nn.Module):
         """The packed input and hidden weights in the record."""
         return self.param.__getstate__()[0][4]
 
+    def reduce_range(self) -> bool:
+        """Whether the codes of the input have half of their range; int8 only."""
+        return bool(self.param.__getstate__()[0][3][0])
+
     def cell_weights(self) -> CellWeights:
         """The tensors in the record."""
         (ih, bias_ih), (hh, bias_hh) = (unpack_weight_bias(packed) for packed in self.packed_pair())

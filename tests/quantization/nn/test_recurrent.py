@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from quantization import quantize_dynamic
+from quantization.backends import native_recurrent
 from quantization.errors import InvalidRequest, QuantizationWarning, Unsupported
 from quantization.nn import dynamic as nnqd, recurrent
 from quantization.qconfig import (
@@ -39,10 +40,17 @@ FORMS: dict[str, dict[str, Any]] = {
     "deep-bidirectional": {"num_layers": 2, "bidirectional": True},
     "batch-first": {"num_layers": 2, "batch_first": True},
 }
+# Of layers a compiled kernel may run instead, whose last bits are its own: test_recurrent_native.py.
+by_torchs_operators = pytest.mark.usefixtures("torchs_operators")
 each_width = pytest.mark.parametrize("width", QCONFIGS)
 each_layer = pytest.mark.parametrize("kind", LAYERS)
 each_cell = pytest.mark.parametrize("kind", CELLS)
 each_kind = pytest.mark.parametrize("kind", [*LAYERS, "RNN", *CELLS])
+
+
+@pytest.fixture
+def torchs_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native_recurrent, "can_run", lambda tensors: False)
 
 
 def floats(kind: str, width: str = "int8", **arguments: Any) -> Any:
@@ -99,6 +107,7 @@ def ragged(enforce_sorted: bool = False) -> PackedSequence:
     return pack_sequence([torch.randn(n, 4) for n in lengths], enforce_sorted=enforce_sorted)
 
 
+@by_torchs_operators
 @each_width
 @each_layer
 @pytest.mark.parametrize("form", FORMS)
@@ -291,6 +300,7 @@ def test_dropout_and_training_survive(kind: str) -> None:
         assert module.dropout == 0.5 and "dropout=0.5" in repr(module)
 
 
+@by_torchs_operators
 @each_width
 @pytest.mark.parametrize("kind", [*LAYERS, *CELLS])
 def test_checkpoints_go_both_ways(kind: str, width: str) -> None:
@@ -355,7 +365,9 @@ def test_checkpoints_of_other_layers_are_refused(kind: str, other: dict[str, Any
 @each_width
 @each_kind
 @pytest.mark.parametrize("life", LIVES)
-def test_modules_live(kind: str, width: str, life: str) -> None:
+def test_modules_live(kind: str, width: str, life: str, request: pytest.FixtureRequest) -> None:
+    if life == "script":  # which has torch's operators
+        request.getfixturevalue("torchs_operators")
     layer = kind in (*LAYERS, "RNN")
     module = ours(kind, width, **({"num_layers": 2, "bidirectional": True} if layer else {})).eval()
     module.note = "mine"
@@ -397,6 +409,7 @@ SCRIPTED = {
 }
 
 
+@by_torchs_operators
 @pytest.mark.parametrize("case", SCRIPTED)
 def test_scripts_take_tensors_and_packed_sequences(case: str) -> None:
     kind, arguments = SCRIPTED[case]
