@@ -103,17 +103,22 @@ def _dynamic_with(qconfig: str, engine: str, subject: Subject) -> Local:
     return Local(functools.partial(q.quantize_dynamic(subject.model(FLOAT), spec), subject.x), engine)
 
 
-def static_model(name: str, engine: str, subject: Subject) -> nn.Module:
-    """Fused, prepared, calibrated and converted with the engine's default qconfig."""
+def prepared_model(name: str, engine: str, subject: Subject, qconfig: Any = None) -> nn.Module:
+    """Fused and prepared; with the engine's default qconfig where none is given."""
     torch.backends.quantized.engine = engine
     library = LIBRARIES[name]()
-    model = _fused(library, subject.model(library.parts))
-    model.qconfig = library.q.get_default_qconfig(engine)
-    prepared = library.q.prepare(model)
+    model: Any = _fused(library, subject.model(library.parts))
+    model.qconfig = qconfig or library.q.get_default_qconfig(engine)
+    return library.q.prepare(model)
+
+
+def static_model(name: str, engine: str, subject: Subject) -> nn.Module:
+    """Fused, prepared, calibrated and converted."""
+    prepared = prepared_model(name, engine, subject)
     with torch.no_grad():
         for batch in subject.calibration:
             prepared(batch)
-    return library.q.convert(prepared)
+    return LIBRARIES[name]().q.convert(prepared)
 
 
 def static(name: str, engine: str, subject: Subject) -> Local:
@@ -185,12 +190,24 @@ def label(engine: str) -> str:
 def eager(build: Callable[[str, str, Any], Local], suffix: str = "") -> tuple[Contender, ...]:
     """torch.ao and ours on each engine, and ours without its compiled kernels."""
     theirs = [
-        Contender(f"torch.ao {e}{suffix}", functools.partial(build, "torch.ao", e), ("torch.ao.quantization",))
+        Contender(
+            f"torch.ao {e}{suffix}", functools.partial(build, "torch.ao", e), ("torch.ao.quantization",)
+        )
         for e in engines()
     ]
     mine = [Contender(f"ours {label(e)}{suffix}", functools.partial(build, "ours", e)) for e in engines()]
     plain = functools.partial(build, "ours", default_engine())
     return *theirs, *mine, Contender(f"ours auto{suffix}, no kernels", plain, environment=NO_NATIVE)
+
+
+def pair(build: Callable[[str, Any], Local]) -> tuple[Contender, ...]:
+    """torch.ao, ours and ours without its compiled kernels, where the engine does not matter."""
+    mine = functools.partial(build, "ours")
+    return (
+        Contender("torch.ao", functools.partial(build, "torch.ao"), ("torch.ao.quantization",)),
+        Contender("ours", mine),
+        Contender("ours, no kernels", mine, environment=NO_NATIVE),
+    )
 
 
 def on_default_engine(build: Callable[[str, str, Any], Local], suffix: str) -> tuple[Contender, ...]:

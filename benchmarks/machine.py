@@ -40,7 +40,9 @@ def describe() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": info.get("model name", platform.processor() or platform.machine()),
-        "family": " ".join(f"{key} {info[key]}" for key in ("cpu family", "model", "stepping") if key in info),
+        "family": " ".join(
+            f"{key} {info[key]}" for key in ("cpu family", "model", "stepping") if key in info
+        ),
         "flags": [flag for flag in FLAGS if flag in flags],
         "cores": len(cores()),
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
@@ -62,7 +64,7 @@ def _cpuinfo() -> dict[str, str]:
 
 def _native_levels() -> str:
     try:
-        from eagerquant_native import library  # noqa: PLC0415 - absent in checkouts of before it
+        from eagerquant_native import library
     except ImportError:
         return "none"
     return (library.levels() or ("none",))[-1]

@@ -19,7 +19,7 @@ class Contender:
     """Who is measured: `build(subject)` gives something to call, or raises `Gap`.
 
     `needs` are the packages it imports; with an `environment` it runs in a process of its own. One that
-    compiles for long is not `in_quick` runs.
+    compiles for long is not `in_quick` runs; one that is a yardstick, of another result, is not `checked`.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Contender:
     needs: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     in_quick: bool = True
+    checked: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Case:
     least_sqnr: float = 0.0
     reference: str = ""
     targets: tuple[Target, ...] = ()
+    baseline: str = "torch.ao*"  # whose best the plot takes for one
     rows: str = "contenders"  # or "variants": what the lines of the table are
 
 

@@ -95,14 +95,15 @@ class Stubbed(nn.Module):
 
 
 def linear_stack(layers: int, width: int) -> nn.Module:
-    """Square linear layers with cheap weights, big enough for memory to show."""
-    row = torch.linspace(-1, 1, width) / math.sqrt(width)
+    """Square linear layers, big enough for memory to show; rows repeat, to be made in little time."""
     stack = nn.Sequential(*(nn.Linear(width, width, device="meta") for _ in range(layers)))
     stack.to_empty(device="cpu")
+    height = min(width, 512)
     with torch.no_grad():
-        for layer in stack:
-            for start in range(0, width, 512):  # a full-sized temporary would raise the high-water mark
-                layer.weight[start : start + 512] = row * (start + 1) / width
+        for seed, layer in enumerate(stack):
+            block = seeded(seed, height, width) / math.sqrt(width)
+            for start in range(0, width, height):
+                layer.weight[start : start + height] = block
             layer.bias.zero_()
     return stack.eval()
 
@@ -243,7 +244,9 @@ def _trained_state(name: str) -> dict[str, Tensor]:
 def images(seed: int, batch: int, size: int = 224) -> Tensor:
     """Smooth noise of the scale of normalised photographs, channels last."""
     coarse = seeded(seed, batch, 3, size // 16, size // 16)
-    fine = F.interpolate(coarse, size=(size, size), mode="bilinear") + 0.2 * seeded(seed, batch, 3, size, size)
+    fine = F.interpolate(coarse, size=(size, size), mode="bilinear") + 0.2 * seeded(
+        seed, batch, 3, size, size
+    )
     return fine.contiguous(memory_format=torch.channels_last)
 
 

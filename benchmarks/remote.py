@@ -76,9 +76,9 @@ def _restore(name: str, value: str | None) -> None:
 
 def _serve(connection: Connection, key: Key, options: Options) -> None:
     """Build the contender of that key and answer until the other side closes."""
-    from benchmarks.cases import find  # noqa: PLC0415 - here, in the child, where the environment is set
-    from benchmarks.checks import as_tensor  # noqa: PLC0415
-    from benchmarks.machine import pin  # noqa: PLC0415
+    from benchmarks.cases import find
+    from benchmarks.checks import as_tensor
+    from benchmarks.machine import pin
 
     warnings.simplefilter("ignore")
     try:

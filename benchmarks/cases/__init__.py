@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
-from benchmarks.cases import linear, sequence, vision
+from benchmarks.cases import (
+    calibration,
+    fake_quantize,
+    imports,
+    linear,
+    memory,
+    observers,
+    sequence,
+    vision,
+)
 from benchmarks.model import Case, Contender, Variant
 
-CASES: tuple[Case, ...] = (linear.CASE, sequence.CASE, vision.CASE)
+CASES: tuple[Case, ...] = (
+    linear.CASE,
+    sequence.CASE,
+    vision.CASE,
+    observers.CASE,
+    calibration.CASE,
+    fake_quantize.FAKE_QUANTIZE,
+    fake_quantize.QAT_STEP,
+    memory.CASE,
+    imports.CASE,
+)
 
 
 def chosen(pattern: str) -> list[Case]:

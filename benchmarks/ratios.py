@@ -1,0 +1,74 @@
+"""Ratios within a run: a contender over the fastest of others, round by round, and whether a target is met."""
+
+from __future__ import annotations
+
+import fnmatch
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.model import Row, Target
+
+Place = tuple[str, str]  # group and variant
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A target at one variant: the quartiles of the ratio, and against whom it was taken."""
+
+    target: Target
+    place: Place
+    low: float
+    median: float
+    high: float
+    against: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the median, to two digits after the point, reaches the target."""
+        return round(self.median, 2) <= round(self.target.at_most, 2)
+
+
+def places(rows: Sequence[Row]) -> dict[Place, list[Row]]:
+    """The rows of each variant, in the order they came."""
+    found: dict[Place, list[Row]] = {}
+    for row in rows:
+        found.setdefault((row.group, row.variant), []).append(row)
+    return found
+
+
+def fastest(rows: Sequence[Row], pattern: str) -> Row | None:
+    """The row with the lowest median among the contenders that match."""
+    matching = [row for row in rows if row.status == "ok" and fnmatch.fnmatch(row.contender, pattern)]
+    return min(matching, key=lambda row: row.median, default=None)
+
+
+def ratios(rows: Sequence[Row], targets: Sequence[Target]) -> Iterator[Ratio]:
+    """Every target at every variant where both sides ran."""
+    for target in targets:
+        for place, there in places(rows).items():
+            if fnmatch.fnmatchcase(" / ".join(place), target.where):
+                yield from _ratio(target, place, there)
+
+
+def _ratio(target: Target, place: Place, rows: Sequence[Row]) -> Iterator[Ratio]:
+    own = fastest([row for row in rows if row.contender == target.contender], "*")
+    other = fastest(rows, target.against) if target.against else None
+    if own is None or (target.against and other is None):
+        return
+    beside = other.samples if other else [1.0] * len(own.samples)
+    pairs = list(zip(own.samples, beside, strict=False))  # of a round each: noise met both
+    values = [mine / theirs for mine, theirs in pairs]
+    if len(values) > 1:
+        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    else:
+        low = high = values[0]
+    yield Ratio(target, place, low, statistics.median(values), high, other.contender if other else "")
+
+
+def describe(target: Target) -> str:
+    """A target in words."""
+    if not target.against:
+        return f"{target.contender}: at most {target.at_most:.2g}"
+    other = f"best of {target.against}" if "*" in target.against else target.against
+    return f"{target.contender} / {other}: at most {target.at_most:.2g}"
