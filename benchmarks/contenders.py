@@ -69,17 +69,19 @@ def _fused(library: Library, model: nn.Module) -> nn.Module:
 
 
 def _float(subject: Subject) -> Local:
-    model = copy.deepcopy(subject.float_model)
+    return _in_dtype(torch.float32, subject)
+
+
+def _in_dtype(dtype: torch.dtype, subject: Subject) -> Local:
+    """The float model in a dtype; images and their weights channels last, which suits torch's kernels."""
+    model: Any = copy.deepcopy(subject.float_model).to(dtype)
     if subject.x.dim() == 4:
         model = model.to(memory_format=torch.channels_last)
-    return Local(functools.partial(model, subject.x))
+    return Local(functools.partial(model, subject.x.to(dtype)))
 
 
 def _bfloat16(subject: Subject) -> Local:
-    model, x = copy.deepcopy(subject.float_model).bfloat16(), subject.x.bfloat16()
-    if x.dim() == 4:
-        model = model.to(memory_format=torch.channels_last)
-    return Local(functools.partial(model, x))
+    return _in_dtype(torch.bfloat16, subject)
 
 
 # --- eager quantization: ours and torch.ao ---
@@ -187,17 +189,17 @@ def label(engine: str) -> str:
     return "auto" if engine == default_engine() else engine
 
 
-def eager(build: Callable[[str, str, Any], Local], suffix: str = "") -> tuple[Contender, ...]:
+def eager(build: Callable[[str, str, Any], Local], prefix: str = "") -> tuple[Contender, ...]:
     """torch.ao and ours on each engine, and ours without its compiled kernels."""
     theirs = [
         Contender(
-            f"torch.ao {e}{suffix}", functools.partial(build, "torch.ao", e), ("torch.ao.quantization",)
+            f"{prefix}torch.ao {e}", functools.partial(build, "torch.ao", e), ("torch.ao.quantization",)
         )
         for e in engines()
     ]
-    mine = [Contender(f"ours {label(e)}{suffix}", functools.partial(build, "ours", e)) for e in engines()]
+    mine = [Contender(f"{prefix}ours {label(e)}", functools.partial(build, "ours", e)) for e in engines()]
     plain = functools.partial(build, "ours", default_engine())
-    return *theirs, *mine, Contender(f"ours auto{suffix}, no kernels", plain, environment=NO_NATIVE)
+    return *theirs, *mine, Contender(f"{prefix}ours auto, no kernels", plain, environment=NO_NATIVE)
 
 
 def pair(build: Callable[[str, Any], Local]) -> tuple[Contender, ...]:
@@ -210,13 +212,10 @@ def pair(build: Callable[[str, Any], Local]) -> tuple[Contender, ...]:
     )
 
 
-def on_default_engine(build: Callable[[str, str, Any], Local], suffix: str) -> tuple[Contender, ...]:
+def on_default_engine(build: Callable[[str, str, Any], Local], prefix: str) -> tuple[Contender, ...]:
     """torch.ao and ours on the default engine."""
-    return tuple(c for c in eager(build, suffix) if c.name in _default_names(suffix))
-
-
-def _default_names(suffix: str) -> tuple[str, str]:
-    return f"torch.ao {default_engine()}{suffix}", f"ours auto{suffix}"
+    names = (f"{prefix}torch.ao {default_engine()}", f"{prefix}ours auto")
+    return tuple(c for c in eager(build, prefix) if c.name in names)
 
 
 def dynamic_contenders() -> tuple[Contender, ...]:
@@ -235,7 +234,7 @@ def dynamic_contenders() -> tuple[Contender, ...]:
 
 def static_contenders() -> tuple[Contender, ...]:
     """Everyone, for static quantization of convolutional networks."""
-    scripted = on_default_engine(_static_scripted, " scripted")
+    scripted = on_default_engine(_static_scripted, "scripted ")
     return *_FLOAT, *_EXPORTED, Contender("torchao", _no_torchao), *eager(static), *scripted
 
 

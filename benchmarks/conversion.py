@@ -1,7 +1,8 @@
-"""Convert a stack of linear layers in this process and say what it took: `python -m benchmarks.conversion SPEC`.
+"""Convert a stack of linear layers and say what it took: `python -m benchmarks.conversion SPEC`.
 
 SPEC is JSON: library, engine, flow ("dynamic" or "static"), inplace, layers, width, threads. Prints one list
-of `[step, seconds, peak, sqnr]`: peak resident memory above what was resident before, in bytes of float weights.
+of `[step, seconds, peak, sqnr]`; the peak is resident memory above that before the step, over the size of the
+float weights.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Flow:
         held[0] = self.step("prepare", lambda: self.q.prepare(held[0], inplace=self.inplace), expected)
         held[0] = self.step("convert", lambda: self.q.convert(held[0], inplace=self.inplace), expected)
 
-    def _files(self, quantized: nn.Module, expected: Tensor) -> None:
+    def _files(self, quantized: nn.Sequential, expected: Tensor) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "state.pt"
             torch.save(quantized.state_dict(), path)

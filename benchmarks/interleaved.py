@@ -47,9 +47,8 @@ def _build(
         if options.quick and not contender.in_quick:
             raise Gap("left out of quick runs")
         if contender.environment:
-            return Remote(
-                contender.environment, (case.name, variant.group, variant.name, contender.name), options
-            )
+            key = (case.name, variant.group, variant.name, contender.name)
+            return Remote(contender.environment, key, options.threads)
         return contender.build(subject)
     except Gap as gap:
         row.status, row.note = "gap", str(gap)

@@ -1,4 +1,4 @@
-"""The libraries that quantize a module in place of the float one: ours and torch.ao, under one set of names."""
+"""The two libraries with torch.ao's interface, ours and torch.ao itself, under one set of names."""
 
 from __future__ import annotations
 

@@ -45,6 +45,7 @@ def describe() -> dict[str, Any]:
         ),
         "flags": [flag for flag in FLAGS if flag in flags],
         "cores": len(cores()),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "kernels": _native_levels(),
         "capability": torch.backends.cpu.get_cpu_capability(),

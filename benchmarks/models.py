@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -94,17 +95,19 @@ class Stubbed(nn.Module):
         return self.dequant(self.model(self.quant(x)))
 
 
-def linear_stack(layers: int, width: int) -> nn.Module:
+def linear_stack(layers: int, width: int) -> nn.Sequential:
     """Square linear layers, big enough for memory to show; rows repeat, to be made in little time."""
     stack = nn.Sequential(*(nn.Linear(width, width, device="meta") for _ in range(layers)))
     stack.to_empty(device="cpu")
     height = min(width, 512)
     with torch.no_grad():
-        for seed, layer in enumerate(stack):
-            block = seeded(seed, height, width) / math.sqrt(width)
+        for name, parameter in stack.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+                continue
+            block = seeded(int(name.partition(".")[0]), height, width) / math.sqrt(width)
             for start in range(0, width, height):
-                layer.weight[start : start + height] = block
-            layer.bias.zero_()
+                parameter[start : start + height] = block
     return stack.eval()
 
 
@@ -120,7 +123,7 @@ class BasicBlock(nn.Module):
         self.bn1, self.relu1 = nn.BatchNorm2d(outputs), nn.ReLU()
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.skip = parts.functional()
+        self.skip: Any = parts.functional()
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
@@ -153,7 +156,7 @@ class InvertedResidual(nn.Module):
         layers += [nn.BatchNorm2d(hidden), nn.ReLU()]
         layers += [nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
         self.body = nn.Sequential(*layers)
-        self.skip = parts.functional() if stride == 1 and inputs == outputs else None
+        self.skip: Any = parts.functional() if stride == 1 and inputs == outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
         """The body's output, plus the input where both have one shape."""
@@ -165,6 +168,9 @@ class InvertedResidual(nn.Module):
         last = len(self.body) - 2
         found = [[f"body.{i}", f"body.{i + 1}", f"body.{i + 2}"] for i in range(0, last, 3)]
         return [*found, [f"body.{last}", f"body.{last + 1}"]]
+
+
+_BLOCKS = (BasicBlock, InvertedResidual)
 
 
 class Classifier(nn.Module):
@@ -185,7 +191,7 @@ class Classifier(nn.Module):
         """The names of modules that fuse."""
         found = [["stem.0", "stem.1", "stem.2"]]
         for i, block in enumerate(self.blocks):
-            own = block.fusions() if hasattr(block, "fusions") else [["0", "1", "2"]]
+            own = block.fusions() if isinstance(block, _BLOCKS) else [["0", "1", "2"]]
             found += [[f"blocks.{i}.{name}" for name in names] for names in own]
         return found
 

@@ -54,7 +54,7 @@ def quantized_dynamic(path: Path, reduce_range: bool) -> Path:
 
 
 def quantized_static(path: Path, calibration: Sequence[Tensor], reduce_range: bool) -> Path:
-    """Quantized by `onnxruntime.quantization.quantize_static`: QDQ, weights per channel, minimum and maximum."""
+    """Quantized by `onnxruntime.quantization.quantize_static`: QDQ, weights per channel, min/max."""
     tools = importlib.import_module("onnxruntime.quantization")
     target = path.with_stem(path.stem + "-static")
     tools.quantize_static(

@@ -11,7 +11,7 @@ from benchmarks.libraries import installed
 from benchmarks.model import Case, Row
 from benchmarks.ratios import fastest, places
 
-# By the beginning of a contender's name, the first that fits.
+# By a part of a contender's name, the first that fits.
 COLOURS = (
     ("ours", "#d62728"),
     ("torch.ao", "#1f77b4"),
@@ -59,7 +59,7 @@ def _styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     """A colour for the family of a contender, and a marker for its place there."""
     styles, seen = {}, dict.fromkeys((colour for _, colour in COLOURS), 0)
     for name in dict.fromkeys(row.contender for row in rows):
-        colour = next(colour for prefix, colour in COLOURS if name.startswith(prefix))
+        colour = next(colour for prefix, colour in COLOURS if prefix in name)
         styles[name] = {"color": colour, "marker": MARKERS[seen[colour] % len(MARKERS)]}
         seen[colour] += 1
     return styles

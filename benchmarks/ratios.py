@@ -1,4 +1,4 @@
-"""Ratios within a run: a contender over the fastest of others, round by round, and whether a target is met."""
+"""Ratios within a run, round by round: a contender over the fastest of others, and targets for it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ Place = tuple[str, str]  # group and variant
 
 @dataclass(frozen=True)
 class Ratio:
-    """A target at one variant: the quartiles of the ratio, and against whom it was taken."""
+    """A target at one variant: median and lower quartile over the rounds, and the ratio of the minima."""
 
     target: Target
     place: Place
     low: float
     median: float
-    high: float
-    against: str
+    of_minima: float
 
     @property
     def met(self) -> bool:
         """Whether the median, to two digits after the point, reaches the target."""
         return round(self.median, 2) <= round(self.target.at_most, 2)
+
+    @property
+    def verdict(self) -> str:
+        """Met, level where a quarter of the rounds reached the target, or by how much it was missed."""
+        if self.met:
+            return "met"
+        if self.low <= self.target.at_most:
+            return "level"
+        return f"**missed** by {100 * (self.median / self.target.at_most - 1):.0f} %"
 
 
 def places(rows: Sequence[Row]) -> dict[Place, list[Row]]:
@@ -53,22 +61,23 @@ def ratios(rows: Sequence[Row], targets: Sequence[Target]) -> Iterator[Ratio]:
 
 def _ratio(target: Target, place: Place, rows: Sequence[Row]) -> Iterator[Ratio]:
     own = fastest([row for row in rows if row.contender == target.contender], "*")
-    other = fastest(rows, target.against) if target.against else None
-    if own is None or (target.against and other is None):
+    base = fastest(rows, target.against) if target.against else None
+    if own is None or (target.against and base is None):
         return
-    beside = other.samples if other else [1.0] * len(own.samples)
+    beside = base.samples if base else [1.0] * len(own.samples)
     pairs = list(zip(own.samples, beside, strict=False))  # of a round each: noise met both
     values = [mine / theirs for mine, theirs in pairs]
-    if len(values) > 1:
-        low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    else:
-        low = high = values[0]
-    yield Ratio(target, place, low, statistics.median(values), high, other.contender if other else "")
+    low = statistics.quantiles(values, n=4, method="inclusive")[0] if len(values) > 1 else values[0]
+    yield Ratio(target, place, low, statistics.median(values), min(own.samples) / min(beside))
 
 
 def describe(target: Target) -> str:
     """A target in words."""
     if not target.against:
-        return f"{target.contender}: at most {target.at_most:.2g}"
-    other = f"best of {target.against}" if "*" in target.against else target.against
-    return f"{target.contender} / {other}: at most {target.at_most:.2g}"
+        return f"{target.contender}: at most {target.at_most:.3g}"
+    return f"{target.contender} / {other(target)}: at most {target.at_most:.3g}"
+
+
+def other(target: Target) -> str:
+    """Whom a target is taken against, in words."""
+    return f"best {target.against.strip(' *')}" if "*" in target.against else target.against

@@ -1,42 +1,34 @@
-"""A contender in a process of its own, for switches that a library reads once, when it is imported.
+"""Contenders in a process of their own, for switches that a library reads once, when it is imported.
 
-It takes its turn like any other: the timing happens over there, and only while it is asked for. The process
-waits without using a core in between.
+They take their turns like any other: the timing happens over there, and only while it is asked for. In
+between the process waits without using a core. One process serves all contenders of an environment.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import multiprocessing
 import os
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.model import Gap, Options
+from benchmarks.model import Gap
+from benchmarks.timing import Runner
 
+Environment = tuple[tuple[str, str], ...]
 Key = tuple[str, str, str, str]  # case, group, variant, contender
 
 
 class Remote:
-    """A runner whose work is done elsewhere."""
+    """A runner whose work is done elsewhere; it is built when it is made."""
 
-    def __init__(self, environment: tuple[tuple[str, str], ...], key: Key, options: Options) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, key, options), daemon=True)
-        before = {name: os.environ.get(name) for name, _ in environment}
-        os.environ.update(environment)
-        try:
-            self._process.start()
-        finally:
-            for name, value in before.items():
-                _restore(name, value)
-        theirs.close()
-        try:
-            self._receive()  # it is built
-        except Exception:
-            self.close()
-            raise
+    def __init__(self, environment: Environment, key: Key, threads: int) -> None:
+        self._ask = functools.partial(_ask, _server(environment, threads), key)
+        self._ask("build")
 
     def result(self) -> Any:
         """What one call gives, as an array."""
@@ -47,51 +39,77 @@ class Remote:
         return self._ask("chunk")
 
     def close(self) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.join(10)
-
-    def _ask(self, question: str) -> Any:
-        self._connection.send(question)
-        return self._receive()
-
-    def _receive(self) -> Any:
-        try:
-            kind, value = self._connection.recv()
-        except EOFError:
-            raise RuntimeError(f"the process of {self._process.name} ended") from None
-        if kind == "gap":
-            raise Gap(value)
-        if kind == "error":
-            raise RuntimeError(value)
-        return value
+        """Let go of the model over there."""
+        self._ask("close")
 
 
-def _restore(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
+@functools.cache
+def _server(environment: Environment, threads: int) -> Connection:
+    """The connection to a process with these variables; it ends with this one."""
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, threads), daemon=True)
+    with _variables(environment):
+        process.start()
+    theirs.close()
+    return mine
 
 
-def _serve(connection: Connection, key: Key, options: Options) -> None:
-    """Build the contender of that key and answer until the other side closes."""
-    from benchmarks.cases import find
-    from benchmarks.checks import as_tensor
-    from benchmarks.machine import pin
-
-    warnings.simplefilter("ignore")
+@contextmanager
+def _variables(environment: Environment) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(environment)
     try:
-        pin(options.threads)
-        variant, contender = find(*key)
-        runner = contender.build(variant.make())
-        connection.send(("built", None))
-        answers = {"result": lambda: as_tensor(runner.result()).numpy(), "chunk": runner.chunk}
-        while True:
-            connection.send(("answer", answers[connection.recv()]()))
-    except EOFError:
-        return
-    except Gap as gap:
-        connection.send(("gap", str(gap)))
-    except Exception as error:
-        connection.send(("error", f"{type(error).__name__}: {error}"))
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _ask(connection: Connection, key: Key, question: str) -> Any:
+    try:
+        connection.send((key, question))
+        kind, value = connection.recv()
+    except (EOFError, OSError):
+        raise RuntimeError(f"the process of {key[-1]} ended") from None
+    if kind == "gap":
+        raise Gap(value)
+    if kind == "error":
+        raise RuntimeError(value)
+    return value
+
+
+def _serve(connection: Connection, threads: int) -> None:
+    """Build contenders and answer for them until the other side closes."""
+    importlib.import_module("benchmarks.machine").pin(threads)
+    warnings.simplefilter("ignore")
+    runners: dict[Key, Runner] = {}
+    while True:
+        try:
+            key, question = connection.recv()
+        except EOFError:
+            return
+        try:
+            answer = ("answer", _ANSWERS[question](runners, key))
+        except Gap as gap:
+            answer = ("gap", str(gap))
+        except Exception as error:
+            answer = ("error", f"{type(error).__name__}: {error}")
+        connection.send(answer)
+
+
+def _build(runners: dict[Key, Runner], key: Key) -> None:
+    variant, contender = importlib.import_module("benchmarks.cases").find(*key)
+    runners[key] = contender.build(variant.make())
+
+
+def _result(runners: dict[Key, Runner], key: Key) -> Any:
+    return importlib.import_module("benchmarks.checks").as_tensor(runners[key].result()).numpy()
+
+
+_ANSWERS: dict[str, Callable[[dict[Key, Runner], Key], Any]] = {
+    "build": _build,
+    "result": _result,
+    "chunk": lambda runners, key: runners[key].chunk(),
+    "close": lambda runners, key: runners.pop(key).close(),
+}

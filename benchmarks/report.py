@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks import plots
 from benchmarks.cases import CASES
 from benchmarks.model import Case, Row
-from benchmarks.ratios import Place, Ratio, describe, fastest, places, ratios
+from benchmarks.ratios import Place, Ratio, describe, fastest, other, places, ratios
 from benchmarks.results import Result
 
 FAILED = ("wrong result", "error")
@@ -47,7 +47,7 @@ def lines(rows: Sequence[Row]) -> str:
 def _line(row: Row) -> str:
     if row.status != "ok":
         return f"    {row.contender:<32}{'-':>12}  {row.status}: {row.note}"
-    low, high = row.quartiles
+    low, high = row.spread
     spread = f"({amount(low, row.unit)} to {amount(high, row.unit)})"
     noise = "" if row.sqnr is None else f"{_decibels(row.sqnr):>9}"
     return f"    {row.contender:<32}{amount(row.median, row.unit):>12}  {spread:<24}{noise}"
@@ -110,11 +110,12 @@ def provenance(result: Result) -> str:
     """The command, the machine, the versions and the date."""
     machine = result.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    flags = ", ".join(machine["flags"]) or "none of the flags looked for"
     return (
         f"```sh\n{result.command}\n```\n\n"
-        f"{machine['cpu']} ({machine['family']}; {', '.join(machine['flags']) or 'none of the flags looked for'}), "
-        f"{result.options['threads']} threads, kernels for {machine['kernels']}; {versions}; "
-        f"commit {machine['commit']}, {machine['date']}, {result.seconds:.0f} s."
+        f"{machine['cpu']} ({machine['family']}; {flags}), "
+        f"{result.options['threads']} threads, load before the run {machine['load']}, "
+        f"kernels for {machine['kernels']}; {versions}; commit {machine['commit']}, {machine['date']}, {result.seconds:.0f} s."
     )
 
 
@@ -144,6 +145,8 @@ def _by_contender(rows: Sequence[Row], targets: Sequence[Ratio]) -> list[str]:
                 body.append([f"*{describe(target)}*", *(found.get(v, "") for v in variants), ""])
         if body:
             header = [group, *(f"{v}{_unit(there, v)}" for v in variants), "least SQNR"]
+            if not any(line[-1] for line in body):
+                header, body = header[:-1], [line[:-1] for line in body]
             out.append(table(header, body))
     return out
 
@@ -151,12 +154,12 @@ def _by_contender(rows: Sequence[Row], targets: Sequence[Ratio]) -> list[str]:
 def _by_variant(rows: Sequence[Row], targets: Sequence[Ratio]) -> list[str]:
     """One table: variants down, contenders across, then the ratios that have a target."""
     contenders = [name for name in dict.fromkeys(row.contender for row in rows) if _ran(rows, name)]
-    columns = list(dict.fromkeys((r.target.contender, r.target.against) for r in targets))
+    columns = list(dict.fromkeys((r.target.contender, other(r.target)) for r in targets))
     body = []
     for place, there in places(rows).items():
         cells = {row.contender: _cell(row, there) for row in there}
         shown = {
-            (r.target.contender, r.target.against): f"{_ratio_cell(r)} of {r.target.at_most:.2g}"
+            (r.target.contender, other(r.target)): f"{_ratio_cell(r)} ({r.target.at_most:.3g})"
             for r in targets
             if r.place == place
         }
@@ -170,21 +173,19 @@ def _ran(rows: Sequence[Row], contender: str) -> bool:
 
 
 def _cell(row: Row, beside: Sequence[Row]) -> str:
-    """Median and quartiles; bold where it is the least of its variant."""
+    """Median, minimum and third quartile; bold where the median is the least of its variant."""
     if row.status != "ok":
         return f"({row.status})"
-    low, high = (amount(value, row.unit).partition(" ")[0] for value in row.quartiles)
-    if row.unit == "s":
-        size = next((u for u in UNITS if row.median >= u[0]), UNITS[-1])[0]
-        low, high = (digits(value / size) for value in row.quartiles)
     best = fastest([other for other in beside if other.variant == row.variant], "*")
     text = amount(row.median, row.unit)
-    return f"{f'**{text}**' if best is row else text} ({low}–{high})"
+    text = f"**{text}**" if best is row else text
+    size = next((size for size, _ in UNITS if row.median >= size), 1e-6) if row.unit == "s" else 1.0
+    low, high = (digits(value / size) for value in row.spread)
+    return text if len(row.samples) == 1 else f"{text} ({low} to {high})"
 
 
 def _ratio_cell(ratio: Ratio) -> str:
-    verdict = "met" if ratio.met else f"**missed** by {100 * (ratio.median / ratio.target.at_most - 1):.0f} %"
-    return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f}), {verdict}"
+    return f"{ratio.median:.2f} (minima {ratio.of_minima:.2f}): {ratio.verdict}"
 
 
 def _unit(rows: Sequence[Row], variant: str) -> str:
@@ -218,22 +219,23 @@ def _where(where: Sequence[Place], everywhere: int) -> str:
 def summary(found: Sequence[tuple[Case, Result]]) -> str:
     """One line for each target: in how many variants it is met, and the worst of them."""
     body = [line for case, result in found for line in _summary_lines(case, result.rows)]
-    return table(["target", "met", "median of ratios", "worst"], body)
+    return table(["target", "met", "level", "median", "worst"], body)
 
 
 def _summary_lines(case: Case, rows: Sequence[Row]) -> Iterator[list[str]]:
     for target in case.targets:
         all_ = list(ratios(rows, [target]))
         if not all_:
-            yield [f"{case.title}: {describe(target)}", "not measured", "", ""]
+            yield [f"{case.title}: {describe(target)}", "not measured", "", "", ""]
             continue
         worst = max(all_, key=lambda ratio: ratio.median)
         middle = sorted(ratio.median for ratio in all_)[len(all_) // 2]
         met = sum(ratio.met for ratio in all_)
-        where = "" if target.where == "*" else f" ({target.where})"
+        where = "" if target.where == "*" else f" (`{target.where}`)"
         yield [
             f"{case.title}: {describe(target)}{where}",
             f"{met} of {len(all_)}",
+            str(sum(ratio.verdict == "level" for ratio in all_)),
             f"{middle:.2f}",
             f"{worst.median:.2f}: {', '.join(worst.place)}",
         ]

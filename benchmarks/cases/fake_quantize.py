@@ -75,7 +75,7 @@ def _copy(subject: Subject) -> Local:
 
 def _fake_variants() -> list[Variant]:
     compiled = [
-        Contender(f"{c.name} compiled", functools.partial(_compiled, c.name), c.needs, in_quick=False)
+        Contender(f"compiled {c.name}", functools.partial(_compiled, c.name), c.needs, in_quick=False)
         for c in pair(_eager)[:2]
     ]
     return [

@@ -26,7 +26,7 @@ IN_QUICK = ("ours", "torch.ao", "torch itself")
 def _measure(case: Case, variant: Variant, options: Options) -> Iterator[Row]:
     chosen = [entry for entry in IMPORTS if not options.quick or entry[0] in IN_QUICK]
     rows = {name: Row(variant.group, variant.name, name) for name, *_ in chosen}
-    for lap in range((1 if options.quick else min(options.rounds, 7)) + 1):
+    for lap in range((1 if options.quick else min(options.rounds, 5)) + 1):
         for name, second, first, package, environment in chosen:
             row = rows[name]
             if row.status != "ok":

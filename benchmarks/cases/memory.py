@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,15 +70,20 @@ def _once(
             yield Row(group, "peak memory above it", contender, unit=UNIT, samples=[peak])
 
 
+def _variants() -> list[Variant]:
+    return [
+        Variant(
+            flow, f"inplace={inplace}", functools.partial(dict, flow=flow, inplace=inplace), (), not inplace
+        )
+        for flow in ("dynamic", "static")
+        for inplace in (False, True)
+    ]
+
+
 CASE = Case(
     "conversion",
     "Conversion of 1 GB of linear layers",
-    lambda: [
-        Variant(flow, f"inplace={inplace}", lambda flow=flow, inplace=inplace: {"flow": flow, "inplace": inplace},
-                (), not inplace)
-        for flow in ("dynamic", "static")
-        for inplace in (False, True)
-    ],
+    _variants,
     _measure,
     least_sqnr=LEAST_SQNR,
     targets=(
@@ -88,4 +94,4 @@ CASE = Case(
         Target("ours auto", "", 0.35, "convert, inplace=False / peak*"),
         Target("ours auto", "", 0.1, "convert, inplace=True / peak*"),
     ),
-)  # fmt: skip
+)

@@ -34,7 +34,7 @@ def _static(name: str, engine: str, subject: Subject) -> Local:
 
 
 def _contenders(kind: type[nn.Module] | None) -> tuple[Contender, ...]:
-    extra = on_default_engine(_static, " static") if kind is nn.LSTM else ()
+    extra = on_default_engine(_static, "static ") if kind is nn.LSTM else ()
     return *dynamic_contenders(), *extra
 
 
@@ -69,6 +69,6 @@ CASE = Case(
     targets=(
         Target("ours auto", "torch.ao *", 1.0),
         Target("ours auto", "ONNX Runtime int8", 1.0),
-        Target("ours auto static", "ours auto", 3.0, "LSTM / *"),
+        Target("static ours auto", "ours auto", 3.0, "LSTM / *"),
     ),
 )
