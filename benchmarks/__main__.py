@@ -77,7 +77,7 @@ def _run(case: Case, options: Options, machine: dict[str, Any], path: Path | Non
             continue
         done = list(case.measure(case, variant, options))
         print(report.lines(done), flush=True)
-        rows += done
+        rows += [Row(**row.plain()) for row in done]  # as a report from the file has them
     seconds = round(time.perf_counter() - start, 1)
     print(f"  {seconds} s in all", flush=True)
     result = Result(case.name, command(case, options), seconds, dataclasses.asdict(options), machine, rows)

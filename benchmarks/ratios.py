@@ -24,8 +24,8 @@ class Ratio:
 
     @property
     def met(self) -> bool:
-        """Whether the median, to two digits after the point, reaches the target."""
-        return round(self.median, 2) <= round(self.target.at_most, 2)
+        """Whether the median reaches the target, as three digits show it."""
+        return self.median <= 1.005 * self.target.at_most
 
     @property
     def verdict(self) -> str:

@@ -115,7 +115,8 @@ def provenance(result: Result) -> str:
         f"```sh\n{result.command}\n```\n\n"
         f"{machine['cpu']} ({machine['family']}; {flags}), "
         f"{result.options['threads']} threads, load before the run {machine['load']}, "
-        f"kernels for {machine['kernels']}; {versions}; commit {machine['commit']}, {machine['date']}, {result.seconds:.0f} s."
+        f"kernels for {machine['kernels']}; {versions}; "
+        f"commit {machine['commit']}, {machine['date']}, {result.seconds:.0f} s."
     )
 
 
