@@ -54,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         options = Options(given.rounds or (2 if given.quick else 15), given.threads, given.quick)
         pin(options.threads)
         machine = describe()  # before the run, whose own load is not meant
+        if (machine["load"] or 0) > 0.5:
+            print(f"others use this machine (load {machine['load']}): expect noise, the minima suffer least")
         found = {case.name: _run(case, options, machine, given.json) for case in cases}
     if given.markdown:
         report.write(given.markdown, found)

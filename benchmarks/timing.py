@@ -55,7 +55,7 @@ class Local:
             return (self.outcome or self.run)()
 
     def chunk(self) -> float:
-        """Seconds per call, over a chunk whose length is chosen at the first."""
+        """Seconds per call, over a chunk whose length is chosen the first time."""
         self._select()
         with torch.no_grad():
             if not self.calls:
@@ -72,8 +72,9 @@ class Local:
             torch.backends.quantized.engine = self.engine
 
     def _choose_length(self) -> None:
-        self.run()
-        once = min(self._loop(1) for _ in range(2))
+        once = self._loop(1)
+        if once < SLOW:
+            once = min(once, self._loop(1))  # the first call was for the caches
         self.calls = max(1, round(CHUNK / once))
         self.warm_up = 0 if once > SLOW else max(1, round(WARM_UP / once))
 
@@ -96,13 +97,11 @@ def interleave(runners: Mapping[str, Runner], rounds: int) -> dict[str, list[flo
     gc.collect()
     gc.disable()
     try:
-        for lap in range(rounds + 1):
+        for _ in range(rounds):
             shuffle(order)
             for name in order:
                 time.sleep(SETTLE)
-                seconds = runners[name].chunk()
-                if lap:  # the first round is for the caches, packs and lengths of everyone
-                    samples[name].append(seconds)
+                samples[name].append(runners[name].chunk())
             gc.collect()
     finally:
         gc.enable()

@@ -51,11 +51,12 @@ def test_pins_are_exact() -> None:
 
 
 @pytest.mark.parametrize(
-    "extra, program", [
+    "extra, program",
+    [
         ("examples", "python examples/digits.py"),
         ("test", "python -m pytest"),
         ("bench", "python -m benchmarks --quick"),
-    ]
+    ],
 )
 def test_ci_runs_the_commands_of_the_readme(extra: str, program: str) -> None:
     command = f'pip install -c constraints.txt -e ".[{extra}]" && {program}'
