@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from eagerquant_native.library import is_plain, kernel
 from observers.finite import is_finite_range
-from observers.reductions import channel_range, whole_range
-from observers.rounding import SUFFIX, fake_quantize, fake_quantize_channels
+from observers.reductions import SUFFIX, channel_range, whole_range
+from observers.rounding import fake_quantize, fake_quantize_channels
 from observers.straight import (
     MaskGate,
     address,

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from eagerquant_native.library import is_plain, kernel
+from observers.reductions import SUFFIX
 from observers.straight import MaskGate, Rounded, address, dense, masked, wants_gradient, with_gradient
 
-SUFFIX = {torch.float32: "", torch.bfloat16: "_bfloat16", torch.float16: "_half"}  # of the kernels' names
 # Integers up to here are exact in float32 with room for a zero point.
 _EXACT = 1 << 21
 # From here on torch's per-channel operator, which goes through int64, wraps around.

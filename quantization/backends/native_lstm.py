@@ -22,6 +22,8 @@ from quantization.backends.native_linear import pack_codes, required, symmetric_
 QParams = tuple[float, int]
 
 GATES = 4
+# Those whose bits the kernel has.
+ENGINES = ("x86", "fbgemm")
 _POINTER, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -143,7 +145,7 @@ def are_codes(tensors: list[Tensor]) -> bool:
 
 def has_kernel() -> bool:
     """Whether the kernel stands for the operators of the selected engine."""
-    return torch.backends.quantized.engine in native_recurrent.ENGINES and kernel("lstm_static") is not None
+    return torch.backends.quantized.engine in ENGINES and kernel("lstm_static") is not None
 
 
 def run(cell: Cell, inputs: list[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

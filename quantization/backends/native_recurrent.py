@@ -15,8 +15,6 @@ from eagerquant_native import kernel
 from eagerquant_native.library import is_plain
 from quantization.backends.native_linear import REDUCE_RANGE, pack_codes, required, symmetric_scales
 
-# Those whose numbers the kernels have.
-ENGINES = ("x86", "fbgemm")
 # As the kernels have them: units of a block, and a flag beside those of linear layers.
 UNITS = 16
 _REVERSE = 1 << 8
@@ -69,7 +67,8 @@ def can_run(tensors: list[Tensor]) -> bool:
         return False
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
         return False
-    return torch.backends.quantized.engine in ENGINES and kernel("recurrent_dynamic") is not None
+    # Any other engine is used as it is; torch's default leaves the choice to us.
+    return torch.backends.quantized.engine == "x86" and kernel("recurrent_dynamic") is not None
 
 
 def product(cell: Cell, hidden: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +15,7 @@ from quantization.nn.recurrent.packed import (
     GATES,
     CellWeights,
     FloatWeights,
+    FromFloat,
     PackedParameter,
     cell_params,
     checked_dtype,
@@ -36,7 +36,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
-class RNNBase(nn.Module):
+class RNNBase(FromFloat, nn.Module):
     """A recurrent layer; `dtype` of its weights is qint8 or float16.
 
     State dict, version 2: `_all_weight_values.<i>.param` with i = layer * directions + direction, objects of
@@ -167,19 +167,6 @@ class RNNBase(nn.Module):
             found["weight"].update(weights.weights(suffix))
             found["bias"].update(weights.biases(suffix))
         return found
-
-    @classmethod
-    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
-        """Quantize the weights of a float layer, which stays as it is; no bias becomes one of zeros."""
-        target, weights = cls._read(mod)
-        return target._made_of(mod, weights.tensors(), weights.dtype)
-
-    @classmethod
-    def planned(cls, mod: Any, _use_precomputed_fake_quant: bool) -> Callable[[], Any]:
-        """`from_float` in two steps: the checks now and the rest when called."""
-        target, weights = cls._read(mod)
-        weights.try_packing()
-        return lambda: target._made_of(mod, weights.tensors(), weights.dtype)
 
     @classmethod
     def _read(cls, mod: Any) -> tuple[Any, FloatWeights]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +13,7 @@ from quantization.nn.modes.state import explain_other_stage, same_shape, take
 from quantization.nn.recurrent.packed import (
     CellWeights,
     FloatWeights,
+    FromFloat,
     checked_dtype,
     counterpart,
     pack_weight_bias,
@@ -24,7 +24,7 @@ from quantization.nn.recurrent.packed import (
 _TENSORS = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
 
 
-class RNNCellBase(nn.Module):
+class RNNCellBase(FromFloat, nn.Module):
     """What the cells share: two packed weights, which hold the biases too, and how they are made.
 
     `weight_dtype` is qint8 or float16. State dict, version 1: `_packed_weight_ih` and `_packed_weight_hh`,
@@ -107,19 +107,6 @@ class RNNCellBase(nn.Module):
         if "weight" in weight_bias_dict:
             weight_bias_dict = {**weight_bias_dict["weight"], **weight_bias_dict["bias"]}
         self._pack(CellWeights.named(weight_bias_dict, ""))
-
-    @classmethod
-    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
-        """Quantize the weights of a float cell, which stays as it is; no bias becomes one of zeros."""
-        target, weights = cls._read(mod)
-        return target._made_of(mod, weights.tensors(), weights.dtype)
-
-    @classmethod
-    def planned(cls, mod: Any, _use_precomputed_fake_quant: bool) -> Callable[[], Any]:
-        """`from_float` in two steps: the checks now and the rest when called."""
-        target, weights = cls._read(mod)
-        weights.try_packing()
-        return lambda: target._made_of(mod, weights.tensors(), weights.dtype)
 
     @classmethod
     def _read(cls, mod: Any) -> tuple[Any, FloatWeights]:

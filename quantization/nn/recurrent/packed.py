@@ -148,6 +148,30 @@ class FloatWeights:
                 pack_weight_bias(how(weight), None, self.dtype)
 
 
+class FromFloat:
+    """Mixin of layers and cells: how one comes out of a float module, which stays as it is.
+
+    `_read(mod)` gives the class to make and the weights, found fit; `_made_of` makes it.
+    """
+
+    @classmethod
+    def from_float(cls, mod: Any, use_precomputed_fake_quant: bool = False) -> Any:
+        """Quantize the weights of a float module; no bias becomes one of zeros."""
+        target, weights = cls._read(mod)
+        return target._made_of(mod, weights.tensors(), weights.dtype)
+
+    @classmethod
+    def planned(cls, mod: Any, _use_precomputed_fake_quant: bool) -> Callable[[], Any]:
+        """`from_float` in two steps: the checks now and the rest when called."""
+        target, weights = cls._read(mod)
+        weights.try_packing()
+        return lambda: target._made_of(mod, weights.tensors(), weights.dtype)
+
+    @classmethod
+    def _read(cls, mod: Any) -> tuple[Any, FloatWeights]:
+        raise NotImplementedError
+
+
 def _float_copy(bias: Tensor) -> Tensor:
     return bias.to(torch.float32, copy=True)
 

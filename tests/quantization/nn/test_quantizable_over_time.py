@@ -129,7 +129,7 @@ def test_the_kernel_gives_the_numbers_of_the_cell(
 @pytest.mark.usefixtures("fbgemm")
 def test_weights_keep_the_numbers_of_the_engine_that_packed_them(engine: str) -> None:
     module, x = converted(20, engine=engine), quant(torch.randn(4, 3, 6))
-    runs_here = engine in native_recurrent.ENGINES
+    runs_here = engine in native_lstm.ENGINES
     if not runs_here:
         assert counted("kernel", module, x)[1] == 0
     torch.backends.quantized.engine = "fbgemm"

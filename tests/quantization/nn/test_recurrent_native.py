@@ -33,7 +33,7 @@ CODES = {"rtol": 0, "atol": 0.02}
 @pytest.fixture(autouse=True)
 def _engine() -> Iterator[None]:
     before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
+    torch.backends.quantized.engine = "x86"
     yield
     torch.backends.quantized.engine = before
 
@@ -204,7 +204,7 @@ def both(layer: nn.Module, *arguments: Any) -> list[tuple[Tensor, Tensor]]:
 
 @each_kind
 def test_other_engines_and_float16_stay_torchs(engine: str, kind: str) -> None:
-    if engine not in ("x86", "fbgemm"):
+    if engine != "x86":
         layer = made(kind, 20)
     else:
         layer = made(kind, 20, float16_dynamic_qconfig)
@@ -214,7 +214,7 @@ def test_other_engines_and_float16_stay_torchs(engine: str, kind: str) -> None:
 @each_kind
 def test_weights_stay_with_the_engine_that_packed_them(engine: str, kind: str) -> None:
     layer, x = made(kind, 20), torch.randn(1, 2, 6)
-    torch.backends.quantized.engine = "fbgemm"
+    torch.backends.quantized.engine = "x86"
     assert_near(layer(x), by_torch(layer, x), ULPS)
 
 
