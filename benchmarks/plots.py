@@ -29,11 +29,13 @@ def draw(case: Case, rows: Sequence[Row], path: Path) -> Path | None:
     if not lines or not installed("matplotlib"):
         return None
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.3 * len(lines)), layout="constrained")
-    for name, style in _styles(rows).items():
+    styles = _styles(rows)
+    height = max(1.2 + 0.3 * len(lines), 0.5 + 0.17 * len(styles))
+    figure, axes = pyplot.subplots(figsize=(9, height), layout="constrained")
+    for name, style in styles.items():
         points = [
-            (row.median / base.median, -height)
-            for height, (_, there, base) in enumerate(lines)
+            (row.median / base.median, -line)
+            for line, (_, there, base) in enumerate(lines)
             for row in there
             if row.contender == name and row.status == "ok"
         ]
@@ -41,8 +43,9 @@ def draw(case: Case, rows: Sequence[Row], path: Path) -> Path | None:
             axes.scatter(*zip(*points, strict=True), label=name, s=36, alpha=0.85, linewidths=0, **style)
     axes.set_xscale("log")
     axes.axvline(1, color="#1f77b4", linewidth=0.8)
-    axes.set_yticks([-height for height in range(len(lines))], [", ".join(place) for place, _, _ in lines])
-    axes.set_xlabel(f"relative to the best of {case.baseline}, left is better")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_yticks([-line for line in range(len(lines))], [", ".join(place) for place, _, _ in lines])
+    axes.set_xlabel(f"relative to {case.baseline.strip('*')} at its best, left is better")
     axes.grid(axis="x", which="both", linewidth=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,8 @@ class Ratio:
             return "met"
         if self.low <= self.target.at_most:
             return "level"
-        return f"**missed** by {100 * (self.median / self.target.at_most - 1):.0f} %"
+        over = self.median / self.target.at_most
+        return f"**missed** by {100 * (over - 1):.0f} %" if over < 2 else f"**missed** {over:.1f} times over"
 
 
 def places(rows: Sequence[Row]) -> dict[Place, list[Row]]:

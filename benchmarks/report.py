@@ -225,14 +225,14 @@ def summary(found: Sequence[tuple[Case, Result]]) -> str:
 
 def _summary_lines(case: Case, rows: Sequence[Row]) -> Iterator[list[str]]:
     for target in case.targets:
+        where = "" if target.where == "*" else f" (`{target.where}`)"
         all_ = list(ratios(rows, [target]))
         if not all_:
-            yield [f"{case.title}: {describe(target)}", "not measured", "", "", ""]
+            yield [f"{case.title}: {describe(target)}{where}", "not measured", "", "", ""]
             continue
         worst = max(all_, key=lambda ratio: ratio.median)
         middle = sorted(ratio.median for ratio in all_)[len(all_) // 2]
         met = sum(ratio.met for ratio in all_)
-        where = "" if target.where == "*" else f" (`{target.where}`)"
         yield [
             f"{case.title}: {describe(target)}{where}",
             f"{met} of {len(all_)}",

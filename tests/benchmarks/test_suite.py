@@ -248,7 +248,7 @@ def test_variants_down_the_table(tmp_path: Path) -> None:
     text = report.section(turned, _result(GIVEN), tmp_path / "page.md")
     assert "|  | float | ours | float / ours |" in text
     assert (
-        "| g: v | 2 s (2 to 2) | **4 ms** (3 to 4.5) | 500.00 (minima 666.67): **missed** by 49900 % (1) |"
+        "| g: v | 2 s (2 to 2) | **4 ms** (3 to 4.5) | 500.00 (minima 666.67): **missed** 500.0 times over (1) |"
         in text
     )
 
@@ -266,7 +266,14 @@ def test_without_matplotlib_there_is_no_plot(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "at_most, verdict", [(2.0, "met"), (1.9, "level"), (1.0, "**missed** by 100 %"), (1.995, "met")]
+    "at_most, verdict",
+    [
+        (2.0, "met"),
+        (1.9, "level"),
+        (1.5, "**missed** by 33 %"),
+        (1.0, "**missed** 2.0 times over"),
+        (1.995, "met"),
+    ],
 )
 def test_verdict_of_a_target(at_most: float, verdict: str) -> None:
     given = [
