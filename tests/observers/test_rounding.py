@@ -271,3 +271,17 @@ def test_an_infinite_gradient_of_a_clamped_value_is_zero(way: str, ours: Any, th
     with going(way):
         ours(x).backward(torch.full((3, 2), math.inf))
     assert x.grad is not None and torch.equal(x.grad, torch.zeros(3, 2))
+
+
+@pairs
+def test_in_plain_torch_the_input_is_kept_for_the_gradient(ours: Any, theirs: Any) -> None:
+    def changed(function: Any) -> torch.Tensor:
+        copy = torch.linspace(-2, 2, 90).reshape(3, 30).requires_grad_() * 1
+        y = function(copy)
+        copy.zero_()
+        return y.sum()
+
+    with going("torch"):
+        changed(theirs).backward()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            changed(ours).backward()

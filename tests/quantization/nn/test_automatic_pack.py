@@ -151,6 +151,18 @@ def _fused(inputs: int, outputs: int) -> nn.Module:
     return module
 
 
+@needs_kernel
+def test_the_output_claims_no_gradient() -> None:
+    """Torch's operator has none either, but marks its output as if."""
+    x = X.clone().requires_grad_()
+    module = layer()
+    assert not module(x).requires_grad
+    assert torch.ops.quantized.linear_dynamic(x, module._packed_params._packed_params, True).requires_grad
+    head = nn.Linear(30, 2)
+    head(module(x)).sum().backward()
+    assert head.weight.grad is not None and x.grad is None
+
+
 WRONG: dict[str, tuple[Tensor, str]] = {
     "too narrow": (X[:, :39], "must have size 40"),
     "a scalar": (torch.tensor(1.0), "must have size 40"),
