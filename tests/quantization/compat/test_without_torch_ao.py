@@ -139,17 +139,19 @@ class Net(nn.Module):
         return self.dequant(self.add.add(x, x)), self.fc(self.lstm(self.embed(i))[0])
 model = quantization.compat.load(sys.argv[1], classes=[Net])
 x, i, *expected = torch.load(sys.argv[2])
-print([torch.equal(a, b) for a, b in zip(model(x, i), expected)])
+quantized, recurrent = [(ours - theirs).abs().max().item() for ours, theirs in zip(model(x, i), expected)]
+print(quantized == 0, recurrent < 0.02)
 print(sorted({type(m).__module__.partition(".")[0] for m in model.children()}))
 """
 
 
 def test_a_whole_model_pickled_by_torch_ao_loads_and_computes_the_same(tmp_path: Path) -> None:
+    """To the bit where both run one operator; the compiled LSTM may take a neighbouring code."""
     pytest.importorskip("torch.ao.quantization")
     files = [str(tmp_path / "model.pt"), str(tmp_path / "data.pt")]
     run(WHOLE, *files)
     out = run(GONE + READING, *files)
-    assert out.split("\n")[:2] == ["[True, True]", "['quantization', 'torch']"]
+    assert out.split("\n")[:2] == ["True True", "['quantization', 'torch']"]
 
 
 SCRIPT = """
