@@ -72,6 +72,12 @@ def symmetric_scales(weight: Tensor) -> Tensor | None:
     return weight.q_per_channel_scales().double().contiguous()
 
 
+def shape_of(packed: Tensor) -> tuple[int, int]:
+    """The shape of the weight in a pack: (out, in)."""
+    n, k = packed[:16].view(torch.int64).tolist()
+    return n, k
+
+
 def unpack(packed: Tensor) -> tuple[Tensor, Tensor | None]:
     """The weight and the bias in a pack."""
     n, k, per_channel, has_bias = packed[:32].view(torch.int64).tolist()

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from quantization.backends import native_linear
 from quantization.nn.modes.automatic_pack import AUTOMATIC_STATE, AutomaticPack
 from quantization.nn.recurrent.packed import CellWeights, cell_params
 
@@ -62,12 +61,8 @@ def _read_pair(module: Any) -> dict[str, Any]:
 def _pack_pair(module: Any, values: dict[str, Any]) -> None:
     weight, bias = _wide(values["weight"]), values["bias"]
     # Files of before there was a choice do not say which pack the layer used.
-    wanted = values.get("native", False) and torch.backends.quantized.engine == "x86"
-    native = native_linear.pack(weight, bias) if wanted else None
-    if native is None:
+    if not (values.get("native", False) and module._pack_natively(weight, bias)):
         module.set_weight_bias(weight, bias, *values["block"])
-    else:
-        module._keep_native(native)
 
 
 def _read_rows(module: Any) -> dict[str, Any]:

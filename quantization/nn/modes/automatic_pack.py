@@ -13,7 +13,7 @@ from quantization.backends import native_linear
 from quantization.backends.engine_choice import engine, faster_engine
 
 _ENGINE, _NATIVE = "_packed_params", "_native"
-AUTOMATIC_STATE = (_NATIVE, "_native_suits", "_packed_for", "_calls_against")
+AUTOMATIC_STATE = (_NATIVE, "_native_suits", "_shape", "_packed_for", "_calls_against")
 # So many calls in a row that another engine does faster make it worth to pack again.
 _PATIENCE = 3
 
@@ -41,6 +41,7 @@ class AutomaticPack(nn.Module):
 
     _native: Tensor | None = None
     _native_suits = True
+    _shape: tuple[int, ...] | None = None  # of the weight, which it would take long to unpack for that
     _packed_for = "fbgemm"  # what 'x86' packs for
     _calls_against = 0
 
@@ -49,6 +50,14 @@ class AutomaticPack(nn.Module):
         if self._native is None and self._native_suits and torch.backends.quantized.engine == "x86":
             self._keep_native(native_linear.pack(*self._weight_bias()))
         return self._native
+
+    def _pack_natively(self, weight: Tensor, bias: Tensor | None) -> bool:
+        """Take this weight for the kernel instead of an engine, if it can have it and may."""
+        native = native_linear.pack(weight, bias) if torch.backends.quantized.engine == "x86" else None
+        if native is not None:
+            self._drop_native()
+            self._keep_native(native)
+        return native is not None
 
     def _keep_native(self, native: Tensor | None) -> None:
         """Take this pack instead of the engine's object; None says that no kernel takes this weight."""
@@ -60,6 +69,11 @@ class AutomaticPack(nn.Module):
 
     def _weight_bias(self) -> Any:
         raise NotImplementedError
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        if self._native is not None:
+            return native_linear.shape_of(self._native)
+        return self._shape or tuple(self._weight_bias()[0].shape)
 
     def _drop_native(self) -> None:
         """Forget what holds for a weight that is no longer there."""

@@ -43,9 +43,12 @@ class PackedParams(nn.Module):
         destination[prefix + "dtype"] = self.dtype
         destination[prefix + "_packed_params"] = self._weight_bias()
 
+    def _weight_shape(self) -> tuple[int, ...]:
+        return tuple(self._weight_bias()[0].shape)
+
     def _fits(self, prefix: str, weight: Tensor, error_msgs: list[str]) -> bool:
         """Whether a loaded weight has the shape of the present one, or that is the one of a new child."""
-        present = self._weight_bias()[0].shape
+        present = self._weight_shape()
         stand_in = present == (1, 1)
         return stand_in or same_shape(prefix + "_packed_params", weight.shape, present, error_msgs)
 
@@ -85,14 +88,10 @@ class PackedLinearParams(ExternalCode, AutomaticPack, PackedParams):
     @classmethod
     def holding_native(cls, weight: Tensor, bias: Tensor | None) -> PackedLinearParams:
         """Pack a weight once, for the compiled kernel if that is there for it, else as `holding` does."""
-        native = native_linear.pack(weight, bias) if torch.backends.quantized.engine == "x86" else None
-        if native is None:
-            return cls.holding(weight, bias)
         params = cls.__new__(cls)
         nn.Module.__init__(params)
         params.dtype = torch.qint8
-        params._keep_native(native)
-        return params
+        return params if params._pack_natively(weight, bias) else cls.holding(weight, bias)
 
     def _load_from_state_dict(
         self,
@@ -106,8 +105,9 @@ class PackedLinearParams(ExternalCode, AutomaticPack, PackedParams):
     ) -> None:
         loaded = self._of_version(state_dict, prefix, local_metadata.get("version"), missing_keys)
         if loaded is not None and self._fits(prefix, loaded[1], error_msgs):
-            self.dtype = loaded[0]
-            self.set_weight_bias(loaded[1], loaded[2])
+            self.dtype, weight, bias = loaded
+            if self._native is None or not self._pack_natively(weight, bias):
+                self.set_weight_bias(weight, bias)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -139,6 +139,8 @@ def _set_weight_bias(int8: PackedOps, fp16: PackedOps) -> Any:
             self._packed_params = prepack_fp16(weight, bias)
         else:
             raise RuntimeError("Unsupported dtype specified for quantized Linear!")
+        if not torch.jit.is_scripting():
+            self._shape = tuple(weight.shape)
 
     return torch.jit.export(set_weight_bias)
 
