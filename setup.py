@@ -38,6 +38,7 @@ LEVELS = {
     "weights": ANY,
     "pack": ("portable",),
     "linear": ("vnni", "amx"),
+    "linear_static": ("vnni", "amx"),
     "histogram": ANY,
     "histogram_search": ANY,
     "recurrent": ("vnni", "amx"),

@@ -9,7 +9,7 @@ import ctypes
 from typing import Any, NamedTuple
 
 # Raised when a function takes something else. setup.py compiles it in; a library of another is refused.
-INTERFACE = 5
+INTERFACE = 6
 
 _P, _I, _F, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _BOOL = ctypes.c_int32
@@ -54,6 +54,7 @@ SIGNATURES: dict[str, Signature] = {
     "pack": _takes(_P, _P, _P, _I, _I, _I, _P),
     "unpack": _takes(_P, _P, _P, _P),
     "linear_dynamic": _takes(_P, _P, _I, _I, _P, gives=_BOOL),
+    "linear_static": _takes(_P, _P, _I, _F, _I, _F, _I, _I, _P, gives=_BOOL),
     "recurrent_dynamic": _takes(_P, _P, _P, _I, _I, _I, _P, _P, _P, _I, gives=_BOOL),
     "lstm_static": _takes(_P),
     "gate_functions": _takes(_P, _I, _P, _P),

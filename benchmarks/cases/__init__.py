@@ -15,7 +15,8 @@ from benchmarks.cases import (
 from benchmarks.model import Case, Contender, Variant
 
 CASES: tuple[Case, ...] = (
-    linear.CASE,
+    linear.DYNAMIC,
+    linear.STATIC,
     sequence.CASE,
     vision.CASE,
     observers.CASE,

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "eagerquant.h"
 #include "pack.h"
 
 namespace {
@@ -167,6 +168,22 @@ void block(const uint8_t* a, int64_t lda, const Pack& pack, int64_t begin, int64
   if (end - begin >= kFewestRows) return block_by_tiles(a, lda, pack, begin, end, column, epilogue);
 #endif
   block_by_vectors(a, lda, pack, begin, end, column, epilogue);
+}
+
+// What falls to one thread of a whole product, by blocks of kColumns columns and up to kRows rows: the weights of
+// one block stay in the cache for all rows. The epilogue is told of each new column with turn_to(column).
+template <typename Epilogue>
+void by_stripes(const uint8_t* a, int64_t lda, const Pack& pack, int64_t rows, int thread, int threads,
+                Epilogue& epilogue) {
+  constexpr int64_t kRows = 96;
+  const int64_t stripes = (rows + kRows - 1) / kRows, blocks = pack.columns / kColumns;
+  const Part part = part_of(stripes * blocks, thread, threads);
+  for (int64_t i = part.begin; i < part.end; ++i) {
+    const int64_t begin = i % stripes * kRows, end = begin + kRows < rows ? begin + kRows : rows;
+    const int64_t column = i / stripes * kColumns;
+    if (i == part.begin || begin == 0) epilogue.turn_to(column);
+    block(a, lda, pack, begin, end, column, epilogue);
+  }
 }
 
 }  // namespace

@@ -54,20 +54,11 @@ struct ToFloat {
   }
 };
 
-// Blocks of 64 columns by up to kRows rows; the weights of one block stay in the cache for all rows.
 template <bool per_row>
 void multiply(const Call& call, const Quantized& input, Team team) {
-  constexpr int64_t kRows = 96;
   const float least = call.flags & kRelu ? 0.0f : -std::numeric_limits<float>::infinity();
   ToFloat<per_row> epilogue(call.pack, input.qparams, least, call.y);
-  const int64_t stripes = (call.rows + kRows - 1) / kRows, blocks = call.pack.columns / kColumns;
-  const Part part = team.part_of(stripes * blocks);
-  for (int64_t i = part.begin; i < part.end; ++i) {
-    const int64_t begin = i % stripes * kRows, end = begin + kRows < call.rows ? begin + kRows : call.rows;
-    const int64_t column = i / stripes * kColumns;
-    if (i == part.begin || begin == 0) epilogue.turn_to(column);
-    block(input.codes, Quantized::stride(call), call.pack, begin, end, column, epilogue);
-  }
+  by_stripes(input.codes, Quantized::stride(call), call.pack, call.rows, team.thread, team.threads, epilogue);
 }
 
 void multiply(const Call& call, const Quantized& input, Team team) {

@@ -5,6 +5,7 @@
 // Packed weights are interleaved: a block of 64 columns is 16 units by four gates, and hidden units are filled up to 16.
 #include "eagerquant.h"
 #include "gemm.h"
+#include "requantize.h"
 
 #include <cstdlib>
 
@@ -44,12 +45,9 @@ struct Requantize {
     for (int p = 0; p < count; ++p, column += kPanel, to += kPanel) {
       const int32_t zero = static_cast<int32_t>(call.zero_point[column % kColumns / kPanel]);
       const __m512i offset = _mm512_mullo_epi32(input_zero, _mm512_load_si512(call.pack->sums() + column));
-      __m512 v = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(sums + p * kPanel), offset));
-      v = _mm512_mul_ps(_mm512_add_ps(v, _mm512_loadu_ps(call.offset + column)), _mm512_loadu_ps(call.multiplier + column));
-      v = _mm512_min_ps(v, _mm512_set1_ps(static_cast<float>(255 - zero)));
-      const __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(zero));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                       _mm512_cvtusepi32_epi8(_mm512_max_epi32(code, _mm512_setzero_si512())));
+                       requantized(_mm512_load_si512(sums + p * kPanel), offset, _mm512_loadu_ps(call.offset + column),
+                                   _mm512_loadu_ps(call.multiplier + column), zero, 0));
     }
   }
 };

@@ -1,7 +1,7 @@
-"""Dynamic linear layers on the compiled kernel: the numbers of torch's FBGEMM, in less time.
+"""Linear layers, dynamic and static, on the compiled kernels: the numbers of torch's FBGEMM, in less time.
 
 A pack is one tensor of bytes that holds the int8 weight, its scales and the bias. It contains no addresses,
-so it is copied like any tensor. The kernel wants a CPU with VNNI and takes AMX where there is some.
+so it is copied like any tensor. The kernels want a CPU with VNNI and take AMX where there is some.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ REDUCE_RANGE = 1  # seven bits, as torch's dynamic layers have it
 PER_ROW = 2  # each row by its own range
 RELU = 4
 
-_RUN = kernel("linear_dynamic")
+_RUN, _RUN_STATIC = kernel("linear_dynamic"), kernel("linear_static")
 
 
 def is_available() -> bool:
-    """Whether this machine has the kernel."""
+    """Whether this machine has the kernels."""
     return _RUN is not None
 
 
@@ -139,3 +139,31 @@ def run(packed: Tensor, x: Tensor, flags: int, in_features: int, out_features: i
     if _RUN(packed.data_ptr(), x.data_ptr(), rows, flags, y.data_ptr()):
         return None
     return y if len(shape) == 2 else y.view(*shape[:-1], out_features)
+
+
+def run_static(
+    packed: Tensor, x: Tensor, scale: float, zero_point: int, flags: int, in_features: int, out_features: int
+) -> Tensor | None:
+    """The layer on quint8 x of shape (*, in_features), as quint8 of this scale and zero point.
+
+    None where torch has to do it, or to say what is wrong.
+    """
+    if not is_plain(x) or x.dtype is not torch.quint8 or _RUN_STATIC is None:
+        return None
+    shape = x.shape
+    if not shape or shape[-1] != in_features or x.qscheme() is not torch.per_tensor_affine:
+        return None
+    rows = x.numel() // in_features
+    if rows == 0:
+        return None
+    if not x.is_contiguous():
+        x = x.contiguous()
+    y = torch._empty_affine_quantized(
+        (*shape[:-1], out_features), scale=scale, zero_point=zero_point, dtype=torch.quint8
+    )
+    given = x.q_scale(), x.q_zero_point()
+    if _RUN_STATIC(
+        packed.data_ptr(), x.data_ptr(), rows, *given, scale, zero_point, flags & RELU, y.data_ptr()
+    ):
+        return None
+    return y

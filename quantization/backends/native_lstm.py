@@ -57,6 +57,7 @@ class Cell:
 
     Args:
         weight: for the kernel; `scale` and `bias` are per column of it, as `outputs` is per gate.
+        per_channel: whether the weights have a scale for each output.
         outputs: scale and zero point of each gate's product.
         gate, added, cell, result: see the kernel.
         keep: the operator on forget gate and cell state, as a table for that state's scale and zero point.
@@ -67,6 +68,7 @@ class Cell:
     hidden: int
     scale: Tensor
     bias: Tensor
+    per_channel: bool
     outputs: list[QParams]
     gate: list[Tensor]
     added: Tensor
@@ -91,20 +93,22 @@ class Cell:
         of_sums = torch.tensor(h[0], dtype=torch.float32) * self.scale
         outputs = torch.tensor([scale for scale, _ in self.outputs], dtype=torch.float32)
         by_column = outputs.repeat_interleave(native_recurrent.UNITS).repeat(of_sums.numel() // 64)
-        return Entering(of_sums / by_column, self.bias / of_sums, self.keep(c), h[1])
+        bias = self.bias / of_sums if self.per_channel else self.bias * (1 / of_sums)
+        return Entering(of_sums / by_column, bias, self.keep(c), h[1])
 
 
 def pack_weights(
     weights: list[Tensor], biases: list[Tensor | None], hidden: int
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The qint8 weights of one linear layer, or of four, packed, and scale and bias per column.
+) -> tuple[Tensor, Tensor, Tensor, bool] | None:
+    """The qint8 weights of one linear layer, or of four, packed; scale and bias per column; if per channel.
 
-    None if they are not symmetric.
+    None if they are not symmetric, or not of one kind.
     """
+    per_channel = weights[0].qscheme() == torch.per_channel_affine
     scales: list[Tensor] = []
     for weight in weights:
         found = symmetric_scales(weight)
-        if found is None:
+        if found is None or (found.dim() > 0) != per_channel:
             return None
         scales.append(found.expand(weight.size(0)))
     filled = [
@@ -116,7 +120,7 @@ def pack_weights(
     bias = native_recurrent.interleaved(torch.cat(filled), hidden)
     scale[scale == 0] = 1.0  # of columns that stand for no unit
     unscaled = torch.ones((), dtype=torch.float64)
-    return pack_codes(native_recurrent.interleaved(codes, hidden), unscaled, None), scale, bias
+    return pack_codes(native_recurrent.interleaved(codes, hidden), unscaled, None), scale, bias, per_channel
 
 
 def table(operator: Callable[[Tensor, Tensor], Tensor], first: QParams, second: QParams) -> Tensor:

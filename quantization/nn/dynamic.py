@@ -21,7 +21,6 @@ from quantization.nn.modes.dynamic import (
     input_mode_of,
 )
 from quantization.nn.modes.packed_conv import Sizes
-from quantization.nn.modes.packed_linear import PackedLinearParams
 from quantization.nn.recurrent import (
     GRU as GRU,
     LSTM as LSTM,
@@ -55,9 +54,6 @@ class Linear(
         super()._fill(weight, bias, **geometry)
         self.version = self._version
         self.input_mode = REDUCE_RANGE
-
-    def _hold(self, weight: Tensor, bias: Tensor | None) -> PackedLinearParams:
-        return self._params.holding_native(weight, bias)
 
     @classmethod
     def from_float(cls, mod: nn.Module, use_precomputed_fake_quant: bool = False) -> Self:
@@ -111,9 +107,11 @@ class LinearReLU(
     Linear,
     ops=torch_quantized.LINEAR_RELU_DYNAMIC,
     source=fused.LinearReLU,
-    forward=dynamic_linear_forward(torch_quantized.LINEAR_RELU_DYNAMIC_FP16, RELU),
+    forward=dynamic_linear_forward(torch_quantized.LINEAR_RELU_DYNAMIC_FP16),
 ):
     """Dynamic Linear and ReLU in one operator."""
+
+    _native_flags = RELU
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, dtype: torch.dtype = torch.qint8

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantization.backends import torch_quantized
+from quantization.backends.native_linear import RELU
 from quantization.nn import fused, qat, quantizable
 from quantization.nn.activations import (
     ELU as ELU,
@@ -79,6 +80,8 @@ class Linear(
     torch.Size([2, 4])
     """
 
+    _native_flags = 0
+
     def extra_repr(self) -> str:
         """Features, output parameters and the weight's qscheme."""
         return (
@@ -90,6 +93,8 @@ class Linear(
 class LinearReLU(Linear, ops=torch_quantized.LINEAR_RELU, source=fused.LinearReLU):
     """Quantized Linear and ReLU in one operator."""
 
+    _native_flags = RELU
+
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, dtype: torch.dtype = torch.qint8
     ) -> None:
@@ -98,6 +103,8 @@ class LinearReLU(Linear, ops=torch_quantized.LINEAR_RELU, source=fused.LinearReL
 
 class LinearTanh(Linear, ops=torch_quantized.LINEAR_TANH, source=fused.LinearTanh):
     """Quantized Linear and Tanh in one operator; only the onednn engine runs it."""
+
+    _native_flags = None
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, dtype: torch.dtype = torch.qint8
@@ -112,6 +119,8 @@ class LinearLeakyReLU(
     forward=linear_leaky_relu_forward,
 ):
     """Quantized Linear and LeakyReLU in one operator; only the onednn engine runs it."""
+
+    _native_flags = None
 
     def __init__(
         self,

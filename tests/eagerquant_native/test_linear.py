@@ -13,9 +13,11 @@ from torch import Tensor
 
 from eagerquant_native import kernel, levels
 from quantization.backends import native_linear
+from quantization.backends.engine_choice import engine
 from quantization.backends.native_linear import PER_ROW, REDUCE_RANGE, RELU
 from tests.support import ENGINES
 
+_q = torch.ops.quantized
 LEVELS = [level for level in levels() if kernel("linear_dynamic", level)]
 FBGEMM = pytest.mark.skipif("fbgemm" not in ENGINES, reason="this torch has no FBGEMM")
 # Rows around the sizes of the kernels' blocks, and depths and widths that fill none of them.
@@ -37,14 +39,13 @@ def product(level: str, packed: Tensor, x: Tensor, n: int, flags: int) -> Tensor
     return None if run(packed.data_ptr(), x.data_ptr(), x.size(0), flags, y.data_ptr()) else y
 
 
+def fbgemm_pack(weight: Tensor, bias: Tensor | None) -> Any:
+    with engine("fbgemm"):
+        return _q.linear_prepack(weight, bias)
+
+
 def fbgemm(weight: Tensor, bias: Tensor | None, x: Tensor, reduce_range: bool) -> Tensor:
-    before = torch.backends.quantized.engine
-    torch.backends.quantized.engine = "fbgemm"
-    try:
-        packed = torch.ops.quantized.linear_prepack(weight, bias)
-        return torch.ops.quantized.linear_dynamic(x, packed, reduce_range)
-    finally:
-        torch.backends.quantized.engine = before
+    return _q.linear_dynamic(x, fbgemm_pack(weight, bias), reduce_range)
 
 
 def inputs(rows: int, k: int) -> dict[str, Tensor]:
@@ -75,6 +76,40 @@ def test_numbers_are_those_of_fbgemm(level: str, per_channel: bool, shape: tuple
                     expected = fbgemm(weight, given_bias, x, bool(flags))
                     found = product(level, packed, x, n, flags)
                     assert found is not None and torch.equal(found, expected), (kind, rows, flags)
+
+
+GRIDS = [(0.02, 0, 0.05, 0), (0.02, 37, 0.5, 64), (0.1, 255, 0.003, 255), (0.013, 128, 0.3, 3)]
+
+
+@FBGEMM
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("per_channel", [False, True], ids=["tensor", "channel"])
+@pytest.mark.parametrize("shape", [*SHAPES, (512, 1000)], ids=str)
+def test_static_numbers_are_those_of_fbgemm(level: str, per_channel: bool, shape: tuple[int, int]) -> None:
+    k, n = shape
+    weight, bias, run = quantized(n, k, per_channel), torch.randn(n), kernel("linear_static", level)
+    assert run is not None
+    for given_bias in (bias, None):
+        packed, theirs = native_linear.pack(weight, given_bias), fbgemm_pack(weight, given_bias)
+        assert packed is not None
+        for rows in ROWS:
+            for x_scale, x_zero, scale, zero in GRIDS:
+                x = torch.quantize_per_tensor(torch.randn(rows, k), x_scale, x_zero, torch.quint8)
+                for flags, operator in ((0, _q.linear), (RELU, _q.linear_relu)):
+                    y = torch.empty(rows, n, dtype=torch.uint8)
+                    failed = run(
+                        packed.data_ptr(),
+                        x.data_ptr(),
+                        rows,
+                        x_scale,
+                        x_zero,
+                        scale,
+                        zero,
+                        flags,
+                        y.data_ptr(),
+                    )
+                    assert not failed
+                    assert torch.equal(y, operator(x, theirs, scale, zero).int_repr()), (rows, x_zero, flags)
 
 
 @FBGEMM

@@ -1,4 +1,4 @@
-"""How a dynamic linear weight is packed, chosen automatically: by our kernel, or for an engine of torch."""
+"""How a linear weight is packed, chosen automatically: by our kernel, or for an engine of torch."""
 
 # pyright: reportPrivateUsage=false
 from __future__ import annotations
@@ -50,6 +50,11 @@ class AutomaticPack(nn.Module):
         if self._native is None and self._native_suits and torch.backends.quantized.engine == "x86":
             self._keep_native(native_linear.pack(*self._weight_bias()))
         return self._native
+
+    def identity(self) -> int:
+        """A number that no other weight has while this one is there: packs are not changed in place."""
+        native = self.native()
+        return id(self._packed_params if native is None else native)
 
     def _pack_natively(self, weight: Tensor, bias: Tensor | None) -> bool:
         """Take this weight for the kernel instead of an engine, if it can have it and may."""

@@ -78,10 +78,11 @@ def input_mode_of(mod: nn.Module) -> int:
     return bits | (PER_ROW if is_per_channel(activation.qscheme) else 0)
 
 
-def _natively(layer: Any, x: Tensor, flags: int) -> Tensor | None:
+def _natively(layer: Any, x: Tensor) -> Tensor | None:
     """The layer by the compiled kernel, None where that cannot be."""
-    native = layer._modules["_packed_params"].native()
-    if native is None:
+    flags = layer._native_flags
+    native = None if flags is None else layer._modules["_packed_params"].native()
+    if native is None or flags is None:
         return None
     y = native_linear.run(native, x, layer.input_mode | flags, layer.in_features, layer.out_features)
     return y if y is None or x.dtype == torch.float32 else y.to(x.dtype)
@@ -93,18 +94,15 @@ def _suit(layer: Any, rows: Tensor) -> None:
         layer._packed_params.suit(rows.numel() // max(layer.in_features, 1))
 
 
-def dynamic_linear_forward(fp16: PackedOps, flags: int = 0) -> Any:
-    """A builder for `forward(x)` of shape (*, in_features) and any float dtype, which the output shares.
-
-    `flags` tells the compiled kernel what the operators do beyond the product.
-    """
+def dynamic_linear_forward(fp16: PackedOps) -> Any:
+    """A builder for `forward(x)` of shape (*, in_features) and any float dtype, which the output shares."""
 
     def build(int8: PackedOps) -> Any:
         run, run_fp16 = int8.run, fp16.run
 
         def forward(self: Any, x: Tensor) -> Tensor:
             if not torch.jit.is_scripting():
-                done = _natively(self, x, flags)
+                done = _natively(self, x)
                 if done is not None:
                     return done
             expect_float(x, self._kind)

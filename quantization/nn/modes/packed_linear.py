@@ -175,6 +175,8 @@ class PackedLinear(WeightedQuantizedModule):
 
     _version = 3
     _params: ClassVar[type[PackedLinearParams]]
+    # What the compiled kernel does beyond the product; None where there is no kernel for the layer.
+    _native_flags: ClassVar[int | None] = None
 
     def __init_subclass__(cls, *, params: type[PackedLinearParams] | None = None, **kwargs: Any) -> None:
         if params is not None:
@@ -198,7 +200,8 @@ class PackedLinear(WeightedQuantizedModule):
             self._packed_params = self._hold(weight, bias)
 
     def _hold(self, weight: Tensor, bias: Tensor | None) -> PackedLinearParams:
-        return self._params.holding(weight, bias)
+        held = self._params.holding if self._native_flags is None else self._params.holding_native
+        return held(weight, bias)
 
     @classmethod
     def _constructor_extras(cls, weight: Tensor, _bias: Tensor | None) -> dict[str, Any]:

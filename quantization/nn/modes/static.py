@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from quantization.backends import native_linear
 from quantization.backends.ops import PackedOps
 from quantization.nn.calibrated import calibrated, folded, new_weight_observer, seen
 from quantization.nn.modes.weighted import WeightedQuantizedModule
@@ -85,11 +86,26 @@ class _Observed(nn.Module):
         self.activation_post_process = activation_post_process
 
 
+def _natively(layer: Any, x: Tensor) -> Tensor | None:
+    """The layer by the compiled kernel, None where that cannot be."""
+    flags = layer._native_flags
+    native = None if flags is None else layer._modules["_packed_params"].native()
+    if native is None or flags is None:
+        return None
+    return native_linear.run_static(
+        native, x, layer.scale, layer.zero_point, flags, layer.in_features, layer.out_features
+    )
+
+
 def linear_forward(ops: PackedOps) -> Any:
     """`forward(x)` of shape (*, in_features); a vector is a batch of one."""
     run = ops.run
 
     def forward(self: Any, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            done = _natively(self, x)
+            if done is not None:
+                return done
         expect_quantized(x, self._kind)
         expect_size(x, -1, self.in_features, self._kind)
         if not torch.jit.is_scripting():

@@ -7,6 +7,7 @@ parts than those `convert` makes, for observed ones, and where somebody watches 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,14 +58,12 @@ def run(
 
 def _steps(cell: Any, inputs: list[Tensor], h: Tensor, c: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The same by torch's operators."""
-    linears = [
-        (each._packed_params._packed_params, each.scale, each.zero_point) for each in _linears(cell.hgates)
-    ]
-    sums, linear = [_numbers(each) for each in _linears(cell.gates)], q.LINEAR.run
+    linears = [_product(each) for each in _linears(cell.hgates)]
+    sums = [_numbers(each) for each in _linears(cell.gates)]
     kept, added, total, result = (_numbers(getattr(cell, name)) for name in _ARITHMETIC)
     output: list[Tensor] = []
     for step in zip(*(part.unbind(0) for part in inputs), strict=True):
-        parts = [q.add(x, linear(h, *how), *to) for x, how, to in zip(step, linears, sums, strict=True)]
+        parts = [q.add(x, linear(h), *to) for x, linear, to in zip(step, linears, sums, strict=True)]
         if len(parts) == 1:  # one call for three sigmoids costs less than the quarter that is not needed
             i, f, _, o = torch.sigmoid(parts[0]).chunk(4, 1)
             g = torch.tanh(parts[0].chunk(4, 1)[2])
@@ -75,6 +74,14 @@ def _steps(cell: Any, inputs: list[Tensor], h: Tensor, c: Tensor) -> tuple[Tenso
         h = q.mul(o, torch.tanh(c), *result)
         output.append(h.unsqueeze(0))
     return q.cat(output, 0, *result), (h, c)
+
+
+def _product(linear: Any) -> Callable[[Tensor], Tensor]:
+    """What the layer computes, with little around it; an engine's object is not made for that."""
+    if linear._packed_params.native() is not None:
+        return linear.forward
+    packed, scale, zero_point, run = linear._packed_params._packed_params, *_numbers(linear), q.LINEAR.run
+    return lambda h: run(h, packed, scale, zero_point)
 
 
 def _linears(gates: Any) -> list[Any]:
@@ -121,7 +128,7 @@ def _key(cell: Any) -> tuple[Any, ...]:
     """All that a cell's tables and weights follow from; packed weights are never changed in place."""
     linears = [*_linears(cell.igates), *_linears(cell.hgates)]
     numbers = [*linears, *_linears(cell.gates), *(getattr(cell, name) for name in _ARITHMETIC)]
-    packed = tuple(id(linear._packed_params._packed_params) for linear in linears)
+    packed = tuple(linear._packed_params.identity() for linear in linears)
     return (packed, *((each.scale, each.zero_point) for each in numbers))
 
 
@@ -133,7 +140,8 @@ def _made(cell: Any) -> kernels.Cell | None:
     )
     if packed is None:
         return None
-    found = kernels.Cell(packed[0], cell.hidden_size, packed[1], packed[2], *_tables(cell))
+    weight, scale, bias, per_channel = packed
+    found = kernels.Cell(weight, cell.hidden_size, scale, bias, per_channel, *_tables(cell))
     return found if _agree(cell, found) else None
 
 

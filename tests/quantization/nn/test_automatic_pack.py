@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from observers import MinMaxObserver
-from quantization import quantize_dynamic
+from quantization import QuantStub, convert, get_default_qconfig, prepare, quantize_dynamic
 from quantization.backends import engine_choice, native_linear
-from quantization.nn import dynamic, fused
+from quantization.errors import QuantizationError
+from quantization.nn import dynamic, fused, quantized
 from quantization.nn.modes import automatic_pack
 from quantization.qconfig import QConfig, default_dynamic_qconfig, default_dynamic_quant_observer
 from tests.support import ENGINES, quiet_jit
@@ -40,7 +41,7 @@ def layer(**kwargs: Any) -> dynamic.Linear:
     return dynamic.Linear.from_float(linear)
 
 
-def held(module: dynamic.Linear) -> set[str]:
+def held(module: quantized.Linear) -> set[str]:
     return {"_native", "_packed_params"} & set(vars(module._packed_params))
 
 
@@ -207,6 +208,98 @@ def test_an_asymmetric_weight_stays_with_torch() -> None:
     module = dynamic.Linear.from_float(linear)
     assert module.weight().q_zero_point() != 0 and module(X).shape == (6, 30)
     assert held(module) == {"_packed_params"}
+
+
+# --- static layers ---
+
+CODES = torch.quantize_per_tensor(X, 0.03, 70, torch.quint8)
+
+
+def static_layer(kind: Any = nn.Linear) -> quantized.Linear:
+    """Calibrated on X and converted under x86."""
+    part = kind(40, 30) if kind is nn.Linear else fused.LinearReLU(nn.Linear(40, 30), nn.ReLU())
+    model = nn.Sequential(QuantStub(), part).eval()
+    model.qconfig = get_default_qconfig("x86")
+    prepared = prepare(model)
+    prepared(X)
+    return convert(prepared)[1]
+
+
+def by_fbgemm(module: nn.Module, x: Tensor) -> Tensor:
+    """The same on torch's operator."""
+    with engine_choice.engine("fbgemm"):
+        return pickle.loads(pickle.dumps(module))(x)
+
+
+def assert_same_codes(y: Tensor, expected: Tensor) -> None:
+    assert y.dtype == expected.dtype == torch.quint8 and y.shape == expected.shape
+    assert (y.q_scale(), y.q_zero_point()) == (expected.q_scale(), expected.q_zero_point())
+    assert torch.equal(y.int_repr(), expected.int_repr())
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", [nn.Linear, fused.LinearReLU])
+@pytest.mark.parametrize("shape", [(40,), (6, 40), (2, 3, 40), (0, 40), (2, 0, 40)], ids=str)
+def test_static_shapes_and_numbers_are_those_of_the_operator(kind: Any, shape: tuple[int, ...]) -> None:
+    module = static_layer(kind)
+    x = torch.quantize_per_tensor(torch.randn(shape), 0.03, 70, torch.quint8)
+    expected = by_fbgemm(module, x)
+    assert held(module) == {"_native"}
+    assert_same_codes(module(x), expected)
+    assert held(module) == ({"_native"} if x.numel() else {"_native", "_packed_params"})
+
+
+@needs_kernel
+def test_strided_codes_are_read_in_order() -> None:
+    module = static_layer()
+    wide = torch.quantize_per_tensor(torch.randn(6, 80), 0.03, 70, torch.quint8)
+    assert_same_codes(module(wide[:, ::2]), module(wide[:, ::2].contiguous()))
+
+
+STATIC_WRONG: dict[str, tuple[Tensor, str]] = {
+    "float": (X, "must be quantized"),
+    "signed": (torch.quantize_per_tensor(X, 0.03, 0, torch.qint8), "must be torch.quint8"),
+    "too narrow": (CODES[:, :39], "must have size 40"),
+}
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", STATIC_WRONG)
+def test_wrong_codes_are_refused_as_without_the_kernel(kind: str) -> None:
+    x, message = STATIC_WRONG[kind]
+    with pytest.raises(QuantizationError, match=message):
+        static_layer()(x)
+
+
+@needs_kernel
+def test_a_scripted_static_layer_has_the_same_codes() -> None:
+    module = static_layer()
+    expected = module(CODES)
+    with quiet_jit():
+        scripted = torch.jit.script(module)
+    assert_same_codes(scripted(CODES), expected)
+
+
+@needs_kernel
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_a_loaded_state_is_packed_for_the_kernel_alone(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, x = (layer, X) if kind == "dynamic" else (static_layer, CODES)
+    source, target = make(), make()
+    state = source.state_dict()
+    monkeypatch.setattr(native_linear, "unpack", lambda _: pytest.fail("nothing needs to be unpacked"))
+    target.load_state_dict(state)
+    assert held(target) == {"_native"}
+    assert torch.equal(target(x).dequantize(), source(x).dequantize())
+
+
+def test_a_loaded_weight_must_have_the_shape_of_the_one_that_is_there_now() -> None:
+    """Also where that was set as an object, which the layer cannot have noted the shape of."""
+    module, small = quantized.Linear(40, 30), quantized.Linear(2, 3)
+    with pytest.raises(RuntimeError, match="size"):
+        module.load_state_dict(small.state_dict())
+    module._packed_params._packed_params = small._packed_params._packed_params
+    module.load_state_dict(small.state_dict())
+    assert module.weight().shape == (3, 2)
 
 
 def test_without_the_kernel_the_numbers_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

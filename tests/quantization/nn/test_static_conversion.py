@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import observers
+from quantization.backends import native_linear
 from quantization.errors import InvalidRequest, Unsupported
 from quantization.nn import fused, qat, quantized
 from quantization.qconfig import QConfig, get_default_qat_qconfig
@@ -189,13 +190,19 @@ def test_precomputed_without_a_fake_quantizer_still_observes() -> None:
 
 def test_weight_is_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     linear, packs = prepared(nn.Linear(3, 3), PER_TENSOR), []
-    original = quantized.LinearPackedParams.set_weight_bias
+    for_engine, for_kernel = quantized.LinearPackedParams.set_weight_bias, native_linear.pack
 
     def counted(self: Any, weight: Tensor, bias: Tensor | None) -> None:
         packs.append(tuple(weight.shape))
-        original(self, weight, bias)
+        for_engine(self, weight, bias)
+
+    def counted_too(weight: Tensor, bias: Tensor | None) -> Tensor | None:
+        packed = for_kernel(weight, bias)
+        packs.extend([] if packed is None else [tuple(weight.shape)])
+        return packed
 
     monkeypatch.setattr(quantized.LinearPackedParams, "set_weight_bias", counted)
+    monkeypatch.setattr(native_linear, "pack", counted_too)
     quantized.Linear.from_float(linear)
     assert packs == [(3, 3)]
 
