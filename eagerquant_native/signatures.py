@@ -9,7 +9,7 @@ import ctypes
 from typing import Any, NamedTuple
 
 # Raised when a function takes something else. setup.py compiles it in; a library of another is refused.
-INTERFACE = 6
+INTERFACE = 7
 
 _P, _I, _F, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _BOOL = ctypes.c_int32
@@ -31,6 +31,7 @@ _SUFFIXES = ("", "_bfloat16", "_half")
 _OF_EACH_DTYPE: dict[str, Signature] = {
     "range": _takes(_P, _I, _P),
     "ranges": _takes(_P, _I, _I, _I, _P, _P),
+    "update_ranges": _takes(_P, _I, _I, _I, _P, _P, _F, gives=_BOOL),
     "histogram": _takes(_P, _I, _I, _P, _P, _P, _P, gives=_BOOL),
     "round_tensor": _takes(_P, _P, _P, _I, _P, _P, _I, _I, gives=_BOOL),
     "round_channels": _takes(_P, _P, _P, _I, _I, _I, _P, _P, _I, _I, gives=_BOOL),

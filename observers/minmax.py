@@ -14,7 +14,7 @@ from observers.dtypes import is_per_channel, is_per_tensor
 from observers.errors import InvalidRequest, Unsupported
 from observers.finite import without_branches
 from observers.range_observer import RangeObserver
-from observers.reductions import channel_range, whole_range
+from observers.reductions import channel_range, update_range, whole_range
 
 _EPS = torch.finfo(torch.float32).eps
 
@@ -59,6 +59,10 @@ class MinMaxObserver(RangeObserver):
 
     def _range_of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return whole_range(x)
+
+    @torch.jit.unused
+    def _updated(self, x: torch.Tensor) -> bool:
+        return _by_kernel(self, x, None)
 
     @torch.jit.export
     def reset_min_max_vals(self) -> None:
@@ -191,6 +195,11 @@ class PerChannelMinMaxObserver(RangeObserver):
             )
         return channel_range(x, axis)
 
+    @torch.jit.unused
+    def _updated(self, x: torch.Tensor) -> bool:
+        axis = self.ch_axis + x.dim() if self.ch_axis < 0 else self.ch_axis
+        return x.dim() >= 2 and 0 <= axis < x.dim() and _by_kernel(self, x, axis)
+
     @torch.jit.export
     def reset_min_max_vals(self) -> None:
         """Forget what was observed, the number of channels included."""
@@ -257,6 +266,17 @@ class MovingAveragePerChannelMinMaxObserver(PerChannelMinMaxObserver):
             self.min_val + self.averaging_constant * (low - self.min_val),
             self.max_val + self.averaging_constant * (high - self.max_val),
         )
+
+
+def _by_kernel(observer: RangeObserver, x: torch.Tensor, axis: int | None) -> bool:
+    """Whether a kernel has updated the range; not that of a subclass, which may merge in its own way."""
+    if type(observer) in (MinMaxObserver, PerChannelMinMaxObserver):
+        return update_range(x, axis, observer.min_val, observer.max_val)
+    if type(observer) in (MovingAverageMinMaxObserver, MovingAveragePerChannelMinMaxObserver):
+        constant: Any = observer.averaging_constant
+        if constant >= 0:
+            return update_range(x, axis, observer.min_val, observer.max_val, constant)
+    return False
 
 
 def _require_per_tensor(name: str, qscheme: torch.qscheme) -> None:

@@ -79,16 +79,50 @@ def _whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _native_channel_range(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     if x.dtype not in SUFFIX or not is_plain(x):
         return None
-    order, run = memory_order(x), kernel("ranges" + SUFFIX[x.dtype])
-    if order is None or run is None:
+    sizes, run = _as_three(x, axis), kernel("ranges" + SUFFIX[x.dtype])
+    if sizes is None or run is None:
+        return None
+    low, high = torch.empty(sizes[1]), torch.empty(sizes[1])
+    run(x.data_ptr(), *sizes, low.data_ptr(), high.data_ptr())
+    return low.to(x.dtype), high.to(x.dtype)
+
+
+def _as_three(x: torch.Tensor, axis: int) -> tuple[int, int, int] | None:
+    """The sizes before, of and after `axis` in the order of memory."""
+    order = memory_order(x)
+    if order is None:
         return None
     channels, inner = x.size(axis), 1
     for dim in order[order.index(axis) + 1 :]:
         inner *= x.size(dim)
-    outer = x.numel() // (channels * inner)
-    low, high = torch.empty(channels), torch.empty(channels)
-    run(x.data_ptr(), outer, channels, inner, low.data_ptr(), high.data_ptr())
-    return low.to(x.dtype), high.to(x.dtype)
+    return x.numel() // (channels * inner), channels, inner
+
+
+def update_range(
+    x: torch.Tensor, axis: int | None, low: torch.Tensor, high: torch.Tensor, constant: float = -1.0
+) -> bool:
+    """Merge the range of `x` into `low` and `high` by one call of a kernel; False if that did nothing.
+
+    So it is where there is no kernel, and for values that are not finite, of which somebody has to tell.
+
+    Args:
+        x: not empty.
+        axis: of the channels, counted from the front; None for one range.
+        low, high: the range so far.
+        constant: of the moving average; a negative one merges by min and max.
+    """
+    if x.dtype not in SUFFIX or not is_plain(x):
+        return False
+    if not (low.dtype is torch.float32 and low.is_cpu and low.is_contiguous() and high.is_contiguous()):
+        return False
+    if axis is None:
+        sizes = (1, 1, x.numel()) if x.is_contiguous() or memory_order(x) is not None else None
+    else:
+        sizes = _as_three(x, axis)
+    run = kernel("update_ranges" + SUFFIX[x.dtype])
+    if sizes is None or run is None or low.numel() != sizes[1]:
+        return False
+    return not run(x.data_ptr(), *sizes, low.data_ptr(), high.data_ptr(), constant)
 
 
 def memory_order(x: torch.Tensor) -> list[int] | None:

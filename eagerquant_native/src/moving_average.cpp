@@ -7,12 +7,6 @@ namespace {
 
 inline bool is_range(float low, float high) { return low > -kInfinity && high < kInfinity && low <= high; }
 
-inline void average(float* low, float* high, float batch_low, float batch_high, float constant) {
-  const bool first = std::isinf(*low) || std::isinf(*high);
-  *low = first ? batch_low : *low + constant * (batch_low - *low);
-  *high = first ? batch_high : *high + constant * (batch_high - *high);
-}
-
 // What a fused fake quantizer trains with; conversion has a formula of its own (observers/base.py).
 struct Choice {
   float scale;

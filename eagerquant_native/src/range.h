@@ -1,5 +1,6 @@
 // The smallest and the largest value of a run of memory, in one read.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -39,6 +40,13 @@ struct Range {
     *to_high = has_nan() ? std::numeric_limits<float>::quiet_NaN() : high;
   }
 };
+
+// The moving average of a range, which starts with the first one.
+inline void average(float* low, float* high, float batch_low, float batch_high, float constant) {
+  const bool first = std::isinf(*low) || std::isinf(*high);
+  *low = first ? batch_low : *low + constant * (batch_low - *low);
+  *high = first ? batch_high : *high + constant * (batch_high - *high);
+}
 
 // `kLanes` independent ranges side by side, so that no step waits for the one before.
 template <class T>

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kShort = 512, kWide = 1024;
 
 template <class T>
-void whole(const T* x, int64_t n, float* out) {
+Range whole(const T* x, int64_t n) {
   const int threads = threads_for(n, 1 << 16);
   std::vector<Range> found(threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -21,7 +21,7 @@ void whole(const T* x, int64_t n, float* out) {
     found[omp_get_thread_num()] = range_of(x + part.begin, part.end - part.begin);
   }
   for (int i = 1; i < threads; ++i) found[0].add(found[i]);
-  found[0].store(out, out + 1);
+  return found[0];
 }
 
 // Runs of `inner` values, each of one channel.
@@ -60,7 +60,7 @@ void columns(const T* x, Part rows, int64_t width, int64_t channels, int64_t inn
 }
 
 template <class T>
-void per_channel(const T* x, int64_t outer, int64_t channels, int64_t inner, float* low, float* high) {
+std::vector<Range> per_channel(const T* x, int64_t outer, int64_t channels, int64_t inner) {
   const bool runs = inner >= kShort || outer == 1;
   // Several short rows make a wide one.
   const int64_t width = channels * inner, folded = width < kShort ? kWide / width : 1, wide = outer / folded;
@@ -77,20 +77,59 @@ void per_channel(const T* x, int64_t outer, int64_t channels, int64_t inner, flo
       if (thread == 0) columns(x, {wide * folded, outer}, width, channels, inner, own);
     }
   }
-  for (int64_t c = 0; c < channels; ++c) {
+  for (int64_t c = 0; c < channels; ++c)
     for (int i = 1; i < threads; ++i) found[c].add(found[i * channels + c]);
-    found[c].store(low + c, high + c);
+  found.resize(channels);
+  return found;
+}
+
+template <class T>
+void per_channel(const T* x, int64_t outer, int64_t channels, int64_t inner, float* low, float* high) {
+  const std::vector<Range> found = per_channel(x, outer, channels, inner);
+  for (int64_t c = 0; c < channels; ++c) found[c].store(low + c, high + c);
+}
+
+// The union with the range so far, or with a constant that is not negative the moving average.
+template <class T>
+int32_t update(const T* x, int64_t outer, int64_t channels, int64_t inner, float* low, float* high, float constant) {
+  const std::vector<Range> found =
+      channels == 1 ? std::vector<Range>{whole(x, outer * inner)} : per_channel(x, outer, channels, inner);
+  for (const Range& range : found)
+    if (!range.is_finite()) return 1;
+  for (int64_t c = 0; c < channels; ++c) {
+    if (constant < 0) {
+      low[c] = smaller(found[c].low, low[c]);
+      high[c] = larger(found[c].high, high[c]);
+    } else {
+      average(low + c, high + c, found[c].low, found[c].high, constant);
+    }
   }
+  return 0;
 }
 
 }  // namespace
 
 // out[0], out[1]: the smallest and the largest of the n > 0 values of x, both NaN if any is.
-EQ_EXPORT void EQ(range)(const float* x, int64_t n, float* out) { whole(x, n, out); }
-EQ_EXPORT void EQ(range_bfloat16)(const BFloat16* x, int64_t n, float* out) { whole(x, n, out); }
-EQ_EXPORT void EQ(range_half)(const Half* x, int64_t n, float* out) { whole(x, n, out); }
+EQ_EXPORT void EQ(range)(const float* x, int64_t n, float* out) { whole(x, n).store(out, out + 1); }
+EQ_EXPORT void EQ(range_bfloat16)(const BFloat16* x, int64_t n, float* out) { whole(x, n).store(out, out + 1); }
+EQ_EXPORT void EQ(range_half)(const Half* x, int64_t n, float* out) { whole(x, n).store(out, out + 1); }
 
-// The same of each channel of x[outer][channels][inner], none of which is 0.
+// The ranges so far, low[channels] and high[channels], with those of x[outer][channels][inner] in them. Returns 0, or
+// 1 and leaves them alone if a value is not finite.
+EQ_EXPORT int32_t EQ(update_ranges)(const float* x, int64_t outer, int64_t channels, int64_t inner, float* low,
+                                    float* high, float constant) {
+  return update(x, outer, channels, inner, low, high, constant);
+}
+EQ_EXPORT int32_t EQ(update_ranges_bfloat16)(const BFloat16* x, int64_t outer, int64_t channels, int64_t inner,
+                                             float* low, float* high, float constant) {
+  return update(x, outer, channels, inner, low, high, constant);
+}
+EQ_EXPORT int32_t EQ(update_ranges_half)(const Half* x, int64_t outer, int64_t channels, int64_t inner, float* low,
+                                         float* high, float constant) {
+  return update(x, outer, channels, inner, low, high, constant);
+}
+
+// Of each channel of x[outer][channels][inner], none of which is 0, as `range`.
 EQ_EXPORT void EQ(ranges)(const float* x, int64_t outer, int64_t channels, int64_t inner, float* low,
                           float* high) {
   per_channel(x, outer, channels, inner, low, high);

@@ -78,6 +78,40 @@ def test_ranges_are_amin_and_amax(
 
 
 @at_every_level
+@of_every_dtype
+@pytest.mark.parametrize("constant", [-1.0, 0.0, 0.01, 1.0])
+@pytest.mark.parametrize("shape", [(1, 1, 300_000), (7, 1, 9), (3, 5, 100), (501, 3, 1), (1, 5, 7)], ids=str)
+def test_ranges_so_far_are_updated(
+    level: str, dtype: torch.dtype, constant: float, shape: tuple[int, int, int]
+) -> None:
+    run = kernel("update_ranges" + SUFFIXES[dtype], level)
+    assert run is not None
+    low, high = torch.full((shape[1],), float("inf")), torch.full((shape[1],), float("-inf"))
+    expected = None
+    for scale in (1, 3, 0.5):
+        x = (torch.randn(shape) * scale).to(dtype)
+        batch = x.amin((0, 2)).float(), x.amax((0, 2)).float()
+        if expected is None:
+            expected = batch
+        elif constant < 0:
+            expected = torch.min(batch[0], expected[0]), torch.max(batch[1], expected[1])
+        else:
+            expected = tuple(old + constant * (new - old) for old, new in zip(expected, batch, strict=True))
+        assert not run(x.data_ptr(), *shape, low.data_ptr(), high.data_ptr(), constant)
+        assert torch.equal(low, expected[0]) and torch.equal(high, expected[1])
+
+
+@at_every_level
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_ranges_so_far_stay_where_a_value_is_not_finite(level: str, bad: float) -> None:
+    x, low, high = torch.randn(2, 3, 50), torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([1.0, 2.0, 3.0])
+    x[1, 2, 49] = bad
+    kept = low.clone(), high.clone()
+    assert kernel("update_ranges", level)(x.data_ptr(), 2, 3, 50, low.data_ptr(), high.data_ptr(), -1.0)
+    assert torch.equal(low, kept[0]) and torch.equal(high, kept[1])
+
+
+@at_every_level
 def test_ranges_of_a_tensor_large_enough_for_several_threads(level: str) -> None:
     for shape in ((4, 3, 30_000), (1500, 17, 9), (200_000, 2, 1), (1, 2, 200_000)):
         x, low, high = torch.randn(shape), torch.empty(shape[1]), torch.empty(shape[1])

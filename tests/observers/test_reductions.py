@@ -8,7 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from observers import MinMaxObserver, PerChannelMinMaxObserver, reductions
+from observers import (
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MovingAveragePerChannelMinMaxObserver,
+    PerChannelMinMaxObserver,
+    reductions,
+)
 from observers.reductions import channel_range, memory_order, whole_range
 from tests.support import quiet_jit
 
@@ -102,3 +108,40 @@ def test_observers_see_the_range_of_the_converted_input(dtype, of_buffers):
         assert ours(x) is x
         converted(x.to(of_buffers))
         assert same((ours.min_val, ours.max_val), (converted.min_val, converted.max_val))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+@pytest.mark.parametrize("average", [False, True], ids=["running", "average"])
+def test_batches_are_merged_by_the_formula(dtype, axis, average):
+    kinds = (MinMaxObserver, MovingAverageMinMaxObserver)
+    if axis is not None:
+        kinds = (PerChannelMinMaxObserver, MovingAveragePerChannelMinMaxObserver)
+    options = {} if axis is None else {"ch_axis": axis}
+    for number in range(len(views(torch.zeros(2, 3, 4, 6)))):
+        observer, so_far = kinds[average](**options), None
+        for scale in (1, 3, 0.5):
+            x = views((torch.randn(2, 3, 4, 6) * scale).to(dtype))[number]
+            others = list(range(4))
+            if axis is not None:
+                del others[axis]
+            batch = x.amin(others).float(), x.amax(others).float()
+            if so_far is None:
+                so_far = batch
+            elif average:
+                so_far = tuple(old + 0.01 * (new - old) for old, new in zip(so_far, batch, strict=True))
+            else:
+                so_far = torch.min(so_far[0], batch[0]), torch.max(so_far[1], batch[1])
+            observer(x)
+            assert same((observer.min_val, observer.max_val), so_far)
+
+
+def test_a_subclass_merges_in_its_own_way():
+    class Last(MinMaxObserver):
+        def _merged(self, low, high):
+            return low, high
+
+    observer = Last()
+    observer(torch.tensor([-5.0, 5.0]))
+    observer(torch.tensor([1.0, 2.0]))
+    assert (observer.min_val.item(), observer.max_val.item()) == (1, 2)
