@@ -9,7 +9,7 @@ import ctypes
 from typing import Any, NamedTuple
 
 # Raised when a function takes something else. setup.py compiles it in; a library of another is refused.
-INTERFACE = 7
+INTERFACE = 8
 
 _P, _I, _F, _D = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_double
 _BOOL = ctypes.c_int32
@@ -48,6 +48,7 @@ SIGNATURES: dict[str, Signature] = {
     ),
     "unscale": _takes(_P, _P, _P, _P, _P, _I, _I, _I),
     "keep_scaled": _takes(_P, _P, _P, _P, _P, _P, _I, _I),
+    "keep_scaled_across": _takes(_P, _P, _P, _P, _P, _P, _I, _I, _I),
     "keep_16": _takes(_P, _P, _P, _I, _I),
     "keep_32": _takes(_P, _P, _P, _I, _I),
     "quantize_weight": _takes(_P, _I, _I, _P, _I, _F, _F, _P),

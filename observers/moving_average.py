@@ -188,12 +188,22 @@ class _OfScaled(torch.autograd.Function):
 def _by_both(
     gradient: Tensor, x: Tensor, factor: Tensor, mask: Tensor, gate: MaskGate
 ) -> tuple[Tensor, Tensor]:
-    keep = kernel("keep_scaled")
-    alike = is_readable(gradient) and gradient.dtype is torch.float32 and gate.layout.fits(gradient)
-    if keep is None or not alike or torch.is_grad_enabled():
+    name, sizes = "keep_scaled", (gate.rows, gate.length)
+    readable = is_readable(gradient) and gradient.dtype is torch.float32 and not torch.is_grad_enabled()
+    if readable and not gate.layout.fits(gradient):
+        # The usual gradient of a convolution on activations that lie channels last.
+        name, sizes = "keep_scaled_across", (gate.rows, x.size(1), gate.length // x.size(1))
+        readable = x.is_contiguous() and _lies_channels_last(gradient)
+    keep = kernel(name) if readable else None
+    if keep is None:
         kept = gate(gradient, mask)
         return kept * factor.reshape([-1] + [1] * (x.dim() - 1)), kept * x
     by_x, by_factor = torch.empty_like(gradient), torch.empty_like(gradient)
     addresses = [each.data_ptr() for each in (gradient, mask, x, factor, by_x, by_factor)]
-    keep(*addresses, gate.rows, gate.length)
+    keep(*addresses, *sizes)
     return by_x, by_factor
+
+
+def _lies_channels_last(x: Tensor) -> bool:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])

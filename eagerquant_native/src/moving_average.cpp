@@ -137,6 +137,23 @@ inline void keep_scaled_run(const float* __restrict gradient, const uint32_t* __
   }
 }
 
+// The same of a row whose gradient, and so the results, lie transposed: [k][i] where mask and x have [i][k].
+inline void keep_scaled_across(const float* __restrict gradient, const uint32_t* __restrict mask,
+                               const float* __restrict x, float factor, float* __restrict by_x,
+                               float* __restrict by_factor, int32_t is, int32_t ks) {
+  for (int32_t k = 0; k < ks; ++k) {
+    for (int32_t i = 0; i < is; ++i) {
+      const int32_t at = i * ks + k;
+      const float kept = mask[at / kBlock] >> at % kBlock & 1 ? gradient[i] : 0.0f;
+      by_x[i] = kept * factor;
+      by_factor[i] = kept * x[at];
+    }
+    gradient += is;
+    by_x += is;
+    by_factor += is;
+  }
+}
+
 }  // namespace
 
 // Each returns 0; or 1, with nothing changed, where it leaves the work to torch: values or ranges that are not
@@ -181,4 +198,16 @@ EQ_EXPORT void EQ(keep_scaled)(const float* gradient, const uint32_t* mask, cons
     const int64_t first = c * inner + at;
     keep_scaled_run(gradient + first, mask + word, x + first, factor[c], by_x + first, by_factor + first, count);
   });
+}
+
+// The same where gradient, by_x and by_factor are [channels][ks][is], and x is [channels][is][ks].
+EQ_EXPORT void EQ(keep_scaled_across)(const float* gradient, const uint32_t* mask, const float* x, const float* factor,
+                                      float* by_x, float* by_factor, int64_t channels, int64_t is, int64_t ks) {
+  const int64_t inner = is * ks, words = (inner + kBlock - 1) / kBlock;
+#pragma omp parallel for num_threads(threads_for(channels * inner, kGrain))
+  for (int64_t c = 0; c < channels; ++c) {
+    const int64_t first = c * inner;
+    keep_scaled_across(gradient + first, mask + c * words, x + first, factor[c], by_x + first, by_factor + first,
+                       int32_t(is), int32_t(ks));
+  }
 }

@@ -174,15 +174,18 @@ def test_compiles_to_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (6, 70), (64, 40, 5, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (6, 70), (64, 40, 5, 5), (4, 3, 3, 2, 5)], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_at_once_is_the_two_steps(level: str, shape: Any, layout: torch.memory_format) -> None:
+@pytest.mark.parametrize("last", [False, True], ids=["", "gradient channels last"])
+def test_at_once_is_the_two_steps(level: str, shape: Any, layout: torch.memory_format, last: bool) -> None:
     module = observers.default_fused_per_channel_wt_fake_quant()
     module(torch.randn(shape))
     other = copy.deepcopy(module)
     x, factor, gradient = torch.randn(shape), torch.randn(shape[0]), torch.randn(shape)
     if len(shape) == 4:
         x = x.to(memory_format=layout)
+    if last and len(shape) > 3:
+        gradient = gradient.movedim(1, -1).contiguous().movedim(-1, 1)
     found = []
     for which in ("at once", "steps"):
         a, f = x.detach().requires_grad_(), factor.clone().requires_grad_()
