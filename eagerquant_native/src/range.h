@@ -28,6 +28,11 @@ struct Range {
   float low = kInfinity, high = -kInfinity;  // of what is no NaN
   int32_t size = 0;                          // the largest size_of
 
+  void add(float value) {
+    low = smaller(value, low);
+    high = larger(value, high);
+    size = larger(size_of(value), size);
+  }
   void add(const Range& other) {
     low = smaller(other.low, low);
     high = larger(other.high, high);
@@ -71,10 +76,7 @@ Range range_of(const T* x, int64_t n) {
     }
     for (int i = 0; i < kLanes; ++i) found.add({lows[i], highs[i], sizes[i]});
   }
-  for (; at < n; ++at) {
-    const float value = load(x + at);
-    found.add({value, value, size_of(value)});
-  }
+  for (; at < n; ++at) found.add(load(x + at));
   return found;
 }
 

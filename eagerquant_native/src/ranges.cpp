@@ -9,7 +9,7 @@
 namespace {
 
 // Shorter runs of one channel than this are not reduced one by one: several channels share a vector.
-constexpr int64_t kShort = 512, kWide = 1024;
+constexpr int64_t kShort = 256, kWide = 320;
 
 template <class T>
 Range whole(const T* x, int64_t n) {
@@ -31,32 +31,49 @@ void long_runs(const T* x, Part runs, int64_t channels, int64_t inner, Range* fo
     found[run % channels].add(range_of(x + run * inner, inner));
 }
 
-// Rows of `width` values, a whole number of times channels * inner: a minimum and a maximum for each column.
+constexpr int kTogether = 8;  // rows, between reading and writing what is known of a column
+
+// Rows of `width` values, a whole number of times channels * inner: a range for each column, kWide at a time.
 template <class T>
 void columns(const T* x, Part rows, int64_t width, int64_t channels, int64_t inner, Range* found) {
-  std::vector<float> lows(width, kInfinity), highs(width, -kInfinity);
-  std::vector<int32_t> sizes(width, 0);
-  int64_t row = rows.begin;
-  for (; row + 4 <= rows.end; row += 4) {
-    const T* at = x + row * width;
-    for (int64_t i = 0; i < width; ++i) {
-      const float a = load(at + i), b = load(at + width + i);
-      const float c = load(at + 2 * width + i), d = load(at + 3 * width + i);
-      lows[i] = smaller(smaller(smaller(a, b), smaller(c, d)), lows[i]);
-      highs[i] = larger(larger(larger(a, b), larger(c, d)), highs[i]);
-      sizes[i] = larger(larger(larger(size_of(a), size_of(b)), larger(size_of(c), size_of(d))), sizes[i]);
+  float lows[kWide], highs[kWide];
+  int32_t sizes[kWide];
+  for (int64_t first = 0; first < width; first += kWide) {
+    const int count = int(smaller(kWide, width - first));
+    for (int i = 0; i < count; ++i) {
+      lows[i] = kInfinity;
+      highs[i] = -kInfinity;
+      sizes[i] = 0;
+    }
+    int64_t row = rows.begin;
+    for (; row + kTogether <= rows.end; row += kTogether) {
+      const T* at = x + row * width + first;
+      for (int i = 0; i < count; ++i) {
+        Range column{lows[i], highs[i], sizes[i]};
+        for (int r = 0; r < kTogether; ++r) column.add(load(at + r * width + i));
+        lows[i] = column.low;
+        highs[i] = column.high;
+        sizes[i] = column.size;
+      }
+    }
+    for (; row < rows.end; ++row) {
+      const T* at = x + row * width + first;
+      for (int i = 0; i < count; ++i) {
+        Range column{lows[i], highs[i], sizes[i]};
+        column.add(load(at + i));
+        lows[i] = column.low;
+        highs[i] = column.high;
+        sizes[i] = column.size;
+      }
+    }
+    int64_t channel = first / inner % channels, left = inner - first % inner;  // columns of it that follow
+    for (int i = 0; i < count; ++i) {
+      found[channel].add({lows[i], highs[i], sizes[i]});
+      if (--left > 0) continue;
+      left = inner;
+      channel = channel + 1 < channels ? channel + 1 : 0;
     }
   }
-  for (; row < rows.end; ++row) {
-    const T* at = x + row * width;
-    for (int64_t i = 0; i < width; ++i) {
-      const float a = load(at + i);
-      lows[i] = smaller(a, lows[i]);
-      highs[i] = larger(a, highs[i]);
-      sizes[i] = larger(size_of(a), sizes[i]);
-    }
-  }
-  for (int64_t i = 0; i < width; ++i) found[i / inner % channels].add({lows[i], highs[i], sizes[i]});
 }
 
 template <class T>
@@ -73,7 +90,7 @@ std::vector<Range> per_channel(const T* x, int64_t outer, int64_t channels, int6
     if (runs) {
       long_runs(x, part_of(outer * channels, thread, team), channels, inner, own);
     } else {
-      columns(x, part_of(wide, thread, team, 4), folded * width, channels, inner, own);
+      columns(x, part_of(wide, thread, team, kTogether), folded * width, channels, inner, own);
       if (thread == 0) columns(x, {wide * folded, outer}, width, channels, inner, own);
     }
   }
