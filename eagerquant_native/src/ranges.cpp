@@ -9,7 +9,7 @@
 namespace {
 
 // Shorter runs of one channel than this are not reduced one by one: several channels share a vector.
-constexpr int64_t kShort = 256, kWide = 320;
+constexpr int64_t kShort = 512, kWide = 1024;
 
 template <class T>
 Range whole(const T* x, int64_t n) {
