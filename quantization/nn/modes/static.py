@@ -92,8 +92,9 @@ def _natively(layer: Any, x: Tensor) -> Tensor | None:
     native = None if flags is None else layer._modules["_packed_params"].native()
     if native is None or flags is None:
         return None
+    scale, zero_point = float(layer.scale), int(layer.zero_point)  # which somebody may have set as tensors
     return native_linear.run_static(
-        native, x, layer.scale, layer.zero_point, flags, layer.in_features, layer.out_features
+        native, x, scale, zero_point, flags, layer.in_features, layer.out_features
     )
 
 

@@ -256,6 +256,14 @@ def test_strided_codes_are_read_in_order() -> None:
     assert_same_codes(module(wide[:, ::2]), module(wide[:, ::2].contiguous()))
 
 
+@needs_kernel
+def test_output_qparams_may_be_tensors() -> None:
+    module = static_layer()
+    expected = module(CODES)
+    module.scale, module.zero_point = torch.tensor(module.scale), torch.tensor(module.zero_point)
+    assert_same_codes(module(CODES), expected)
+
+
 STATIC_WRONG: dict[str, tuple[Tensor, str]] = {
     "float": (X, "must be quantized"),
     "signed": (torch.quantize_per_tensor(X, 0.03, 0, torch.qint8), "must be torch.quint8"),
