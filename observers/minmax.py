@@ -181,8 +181,8 @@ class PerChannelMinMaxObserver(RangeObserver):
         self.register_buffer("max_val", torch.tensor([], **options))
 
     def _range_of(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        axis = self.ch_axis + x.dim() if self.ch_axis < 0 else self.ch_axis
-        if x.dim() < 2 or axis < 0 or axis >= x.dim():
+        axis = self._axis_in(x)
+        if axis < 0:
             raise InvalidRequest(
                 f"a per-channel observer with ch_axis={self.ch_axis} got an input of shape {x.shape}: "
                 "expected at least two dimensions, ch_axis among them"
@@ -195,10 +195,15 @@ class PerChannelMinMaxObserver(RangeObserver):
             )
         return channel_range(x, axis)
 
+    def _axis_in(self, x: torch.Tensor) -> int:
+        """The axis of the channels, counted from the front; -1 if `x` has none."""
+        axis = self.ch_axis + x.dim() if self.ch_axis < 0 else self.ch_axis
+        return axis if x.dim() >= 2 and 0 <= axis and axis < x.dim() else -1
+
     @torch.jit.unused
     def _updated(self, x: torch.Tensor) -> bool:
-        axis = self.ch_axis + x.dim() if self.ch_axis < 0 else self.ch_axis
-        return x.dim() >= 2 and 0 <= axis < x.dim() and _by_kernel(self, x, axis)
+        axis = self._axis_in(x)
+        return axis >= 0 and _by_kernel(self, x, axis)
 
     @torch.jit.export
     def reset_min_max_vals(self) -> None:

@@ -79,19 +79,21 @@ def _whole_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _native_channel_range(x: torch.Tensor, axis: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     if x.dtype not in SUFFIX or not is_plain(x):
         return None
-    sizes, run = _as_three(x, axis), kernel("ranges" + SUFFIX[x.dtype])
-    if sizes is None or run is None:
+    order, run = memory_order(x), kernel("ranges" + SUFFIX[x.dtype])
+    if order is None or run is None:
         return None
+    sizes = as_three(x, axis, order)
     low, high = torch.empty(sizes[1]), torch.empty(sizes[1])
     run(x.data_ptr(), *sizes, low.data_ptr(), high.data_ptr())
     return low.to(x.dtype), high.to(x.dtype)
 
 
-def _as_three(x: torch.Tensor, axis: int) -> tuple[int, int, int] | None:
-    """The sizes before, of and after `axis` in the order of memory."""
-    order = memory_order(x)
-    if order is None:
-        return None
+def as_three(x: torch.Tensor, axis: int, order: list[int]) -> tuple[int, int, int]:
+    """Return the sizes before, of and after `axis` of a tensor that lies dense, its dimensions in `order`.
+
+    >>> as_three(torch.empty(2, 3, 4, 5), 1, [0, 2, 3, 1])
+    (40, 3, 1)
+    """
     channels, inner = x.size(axis), 1
     for dim in order[order.index(axis) + 1 :]:
         inner *= x.size(dim)
@@ -115,12 +117,11 @@ def update_range(
         return False
     if not (low.dtype is torch.float32 and low.is_cpu and low.is_contiguous() and high.is_contiguous()):
         return False
-    if axis is None:
-        sizes = (1, 1, x.numel()) if x.is_contiguous() or memory_order(x) is not None else None
-    else:
-        sizes = _as_three(x, axis)
-    run = kernel("update_ranges" + SUFFIX[x.dtype])
-    if sizes is None or run is None or low.numel() != sizes[1]:
+    order, run = memory_order(x), kernel("update_ranges" + SUFFIX[x.dtype])
+    if order is None or run is None:
+        return False
+    sizes = (1, 1, x.numel()) if axis is None else as_three(x, axis, order)
+    if low.numel() != sizes[1]:
         return False
     return not run(x.data_ptr(), *sizes, low.data_ptr(), high.data_ptr(), constant)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eagerquant_native.library import is_plain, kernel
-from observers.reductions import memory_order
+from observers.reductions import as_three, memory_order
 
 BLOCK = 32  # values per word of a mask
 _is_batch: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor  # pyright: ignore
@@ -71,10 +71,7 @@ class Layout(NamedTuple):
 
     def runs(self, x: Tensor, axis: int) -> tuple[int, int, int]:
         """Sizes (outer, channels, inner) of the memory seen as three dimensions, `axis` the one between."""
-        channels, inner = x.size(axis), 1
-        for dim in self.order[self.order.index(axis) + 1 :]:
-            inner *= x.size(dim)
-        return x.numel() // (channels * inner), channels, inner
+        return as_three(x, axis, self.order)
 
 
 def dense(x: Tensor) -> tuple[Tensor, Layout]:

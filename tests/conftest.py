@@ -22,6 +22,15 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     torch.backends.quantized.engine = before
 
 
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """Let kernels share their work out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -50,16 +50,9 @@ int32_t observe_tensor(const T* x, int64_t n, int32_t observing, float* low, flo
                        int64_t lowest, int64_t highest, int32_t symmetric, float* scale, int32_t* zero_point) {
   float new_low = *low, new_high = *high;
   if (observing) {
-    const int threads = threads_for(n, kGrain);
-    std::vector<Range> found(threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-      const Part part = part_of(n, omp_get_thread_num(), omp_get_num_threads(), kLanes);
-      found[omp_get_thread_num()] = range_of(x + part.begin, part.end - part.begin);
-    }
-    for (const Range& other : found) found[0].add(other);
-    if (!found[0].is_finite()) return 1;
-    average(&new_low, &new_high, found[0].low, found[0].high, constant);
+    const Range found = range_of(x, n, kGrain);
+    if (!found.is_finite()) return 1;
+    average(&new_low, &new_high, found.low, found.high, constant);
   }
   if (!is_range(new_low, new_high)) return 1;
   const Choice choice = choose(new_low, new_high, lowest, highest, symmetric != 0);

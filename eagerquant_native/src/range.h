@@ -3,7 +3,9 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <vector>
 
+#include "eagerquant.h"
 #include "loads.h"
 
 namespace {
@@ -78,6 +80,20 @@ Range range_of(const T* x, int64_t n) {
   }
   for (; at < n; ++at) found.add(load(x + at));
   return found;
+}
+
+// The same by several threads, for `grain` values each.
+template <class T>
+Range range_of(const T* x, int64_t n, int64_t grain) {
+  const int threads = threads_for(n, grain);
+  std::vector<Range> found(threads);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    const Part part = part_of(n, omp_get_thread_num(), omp_get_num_threads(), kLanes);
+    found[omp_get_thread_num()] = range_of(x + part.begin, part.end - part.begin);
+  }
+  for (int i = 1; i < threads; ++i) found[0].add(found[i]);
+  return found[0];
 }
 
 }  // namespace

@@ -11,17 +11,11 @@ namespace {
 // Shorter runs of one channel than this are not reduced one by one: several channels share a vector.
 constexpr int64_t kShort = 512, kWide = 1024;
 
+constexpr int64_t kGrain = 1 << 16;
+
 template <class T>
 Range whole(const T* x, int64_t n) {
-  const int threads = threads_for(n, 1 << 16);
-  std::vector<Range> found(threads);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    const Part part = part_of(n, omp_get_thread_num(), omp_get_num_threads(), kLanes);
-    found[omp_get_thread_num()] = range_of(x + part.begin, part.end - part.begin);
-  }
-  for (int i = 1; i < threads; ++i) found[0].add(found[i]);
-  return found[0];
+  return range_of(x, n, kGrain);
 }
 
 // Runs of `inner` values, each of one channel.
@@ -81,7 +75,7 @@ std::vector<Range> per_channel(const T* x, int64_t outer, int64_t channels, int6
   const bool runs = inner >= kShort || outer == 1;
   // Several short rows make a wide one.
   const int64_t width = channels * inner, folded = width < kShort ? kWide / width : 1, wide = outer / folded;
-  const int threads = threads_for(outer * channels * inner, 1 << 16);
+  const int threads = threads_for(outer * channels * inner, kGrain);
   std::vector<Range> found(threads * channels);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from eagerquant_native.library import is_plain, kernel
-from observers.reductions import memory_order
+from observers.reductions import as_three, memory_order
 from observers.straight import is_readable
 
 
@@ -59,14 +59,11 @@ def _by_kernel(gradient: Tensor, quotient: Tensor, factor: Tensor) -> tuple[Tens
     run, order = kernel("unscale"), memory_order(quotient)
     if run is None or order is None or torch.is_grad_enabled() or not _is_like(gradient, order):
         return None
-    channels, inner = quotient.size(1), 1
-    for dim in order[order.index(1) + 1 :]:
-        inner *= quotient.size(dim)
     if not factor.is_contiguous() or quotient.numel() == 0:
         return None
     by_x, by_factor = torch.empty_like(gradient), torch.empty_like(gradient)
     addresses = [each.data_ptr() for each in (gradient, quotient, factor, by_x, by_factor)]
-    run(*addresses, quotient.numel() // (channels * inner), channels, inner)
+    run(*addresses, *as_three(quotient, 1, order))
     return by_x, by_factor
 
 

@@ -80,11 +80,12 @@ def input_mode_of(mod: nn.Module) -> int:
 
 def _natively(layer: Any, x: Tensor) -> Tensor | None:
     """The layer by the compiled kernel, None where that cannot be."""
-    flags = layer._native_flags
-    native = None if flags is None else layer._modules["_packed_params"].native()
-    if native is None or flags is None:
+    native = layer._for_kernel()
+    if native is None:
         return None
-    y = native_linear.run(native, x, layer.input_mode | flags, layer.in_features, layer.out_features)
+    y = native_linear.run(
+        native, x, layer.input_mode | layer._native_flags, layer.in_features, layer.out_features
+    )
     return y if y is None or x.dtype == torch.float32 else y.to(x.dtype)
 
 

@@ -199,6 +199,13 @@ class PackedLinear(WeightedQuantizedModule):
         with packing(self._get_name()):
             self._packed_params = self._hold(weight, bias)
 
+    def _for_kernel(self) -> Tensor | None:
+        """The weight as the compiled kernel reads it; None where there is none for layer or weight."""
+        if self._native_flags is None:
+            return None
+        params: Any = self._modules["_packed_params"]  # sooner found than as an attribute
+        return params.native()
+
     def _hold(self, weight: Tensor, bias: Tensor | None) -> PackedLinearParams:
         held = self._params.holding if self._native_flags is None else self._params.holding_native
         return held(weight, bias)

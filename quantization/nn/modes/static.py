@@ -88,13 +88,12 @@ class _Observed(nn.Module):
 
 def _natively(layer: Any, x: Tensor) -> Tensor | None:
     """The layer by the compiled kernel, None where that cannot be."""
-    flags = layer._native_flags
-    native = None if flags is None else layer._modules["_packed_params"].native()
-    if native is None or flags is None:
+    native = layer._for_kernel()
+    if native is None:
         return None
     scale, zero_point = float(layer.scale), int(layer.zero_point)  # which somebody may have set as tensors
     return native_linear.run_static(
-        native, x, scale, zero_point, flags, layer.in_features, layer.out_features
+        native, x, scale, zero_point, layer._native_flags, layer.in_features, layer.out_features
     )
 
 

@@ -36,14 +36,6 @@ def fbgemm() -> Iterator[None]:
     torch.backends.quantized.engine = before
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
 def quant(x: Tensor, scale: float = 0.03, zero_point: int = 120) -> Tensor:
     return torch.quantize_per_tensor(x, scale, zero_point, torch.quint8)
 
@@ -110,7 +102,7 @@ def test_operators_give_the_numbers_of_the_cell(
 @each_split
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.usefixtures("fbgemm", "threads")
+@pytest.mark.usefixtures("fbgemm", "three_threads")
 def test_the_kernel_gives_the_numbers_of_the_cell(
     level: str, split: bool, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

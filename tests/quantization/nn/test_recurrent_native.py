@@ -44,14 +44,6 @@ def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
     return request.param
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
-
-
 def made(kind: str, hidden: int, qconfig: Any = default_dynamic_qconfig, inputs: int = 6, **form: Any) -> Any:
     mod = getattr(nn, kind)(inputs, hidden, **form)
     mod.qconfig = qconfig
@@ -110,7 +102,7 @@ def steady(steps: int, batch: int, inputs: int = 6) -> Tensor:
 )
 @pytest.mark.parametrize("batch", [1, 2, 7, 9, 240])
 @pytest.mark.parametrize("hidden", [5, 70])
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("three_threads")
 def test_a_step_is_torchs(level: str, kind: str, qconfig: Any, batch: int, hidden: int) -> None:
     layer, x, state = made(kind, hidden, qconfig), torch.randn(1, batch, 6), state_of(kind, 1, batch, hidden)
     before = copy.deepcopy(state)
@@ -121,7 +113,7 @@ def test_a_step_is_torchs(level: str, kind: str, qconfig: Any, batch: int, hidde
 @each_kind
 @pytest.mark.parametrize("batch", [1, 9, 240])
 @pytest.mark.parametrize("hidden", [5, 70])
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("three_threads")
 def test_a_sequence_is_its_steps(level: str, kind: str, batch: int, hidden: int) -> None:
     layer, x, state = made(kind, hidden), steady(4, batch), state_of(kind, 1, batch, hidden)
     output, last = by_kernel(layer, x, state)
